@@ -1,0 +1,10 @@
+"""Fitting: recipes, pre-training, fits and their results."""
+
+from strainer_fast.fitting.fit import fit
+from strainer_fast.fitting.interrupt import Interrupted
+from strainer_fast.fitting.loop import Progress
+from strainer_fast.fitting.pretrain import pretrain
+from strainer_fast.fitting.recipe import PRESETS, Recipe, recipe
+from strainer_fast.fitting.result import FitResult, FittedSignal
+
+__all__ = ["PRESETS", "FitResult", "FittedSignal", "Interrupted", "Progress", "Recipe", "fit", "pretrain", "recipe"]

@@ -1,0 +1,258 @@
+"""Fitting: one network per signal, started from an encoder or from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from strainer_fast._checks import InputError, bad_input, bad_type
+from strainer_fast.fitting import engine, loop
+from strainer_fast.fitting.interrupt import Interrupted, deferred_interrupt
+from strainer_fast.fitting.loop import Curve, Progress
+from strainer_fast.fitting.recipe import Recipe
+from strainer_fast.fitting.recipe import recipe as get_recipe
+from strainer_fast.fitting.result import FitResult, FittedSignal, measure_psnr
+from strainer_fast.fitting.start import check_start, initial_stack, least_squares_start, mean_start
+from strainer_fast.models import Architecture, BatchedSiren, Encoder
+from strainer_fast.ops import choose, choose_device
+from strainer_fast.signals import Signal, as_signals
+from strainer_fast.signals.load import Source
+
+STACK_ELEMENTS = 2**23
+"""Most activations (points x width x signals) of one layer in a stack: wide networks run one by one and finish early,
+small ones share their calls. 8 M keeps a layer of 178x178 points and width 256 alone."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A finished signal: what is known, its curve and its parameters by name."""
+
+    signal: FittedSignal
+    curve: Curve
+    weights: dict[str, Tensor]
+
+
+def fit(
+    signals: Source | Iterable[Source],
+    init: Encoder | str | Path = "siren",
+    recipe: str | Recipe = "paper",
+    *,
+    target_psnr: float | None = None,
+    architecture: Architecture | None = None,
+    done: FitResult | None = None,
+    implementation: str = "auto",
+    device: str = "auto",
+    on_check: Callable[[Progress], None] = lambda progress: None,
+    on_result: Callable[[FitResult], None] = lambda result: None,
+) -> FitResult:
+    """Fit one network to each signal, every parameter trained.
+
+    Args:
+        signals: anything `strainer_fast.signals.load` reads. Sizes and channels may differ.
+        init: an Encoder (or the path of a saved one): its sine layers are copied into each network and what follows
+            starts as `recipe.start` says; or "siren": random networks.
+        recipe: a preset's name or a Recipe; `steps` is the most a signal gets.
+        target_psnr: stop a signal at this many dB; overrides the recipe's.
+        architecture: sizes of the networks when `init` is "siren"; the paper's by default.
+        done: an earlier result of the same settings: its signals are taken over, except interrupted ones.
+        implementation, device: see `strainer_fast.explain`.
+        on_check: called with the Progress (indices are those of `signals`) every `check_every` steps.
+        on_result: called with all that is finished whenever more signals have finished.
+
+    Returns:
+        A FitResult with a row per signal, in the order given.
+
+    Raises:
+        InputError: unusable signals, an encoder of another input dimension, a start the encoder cannot give, too little
+            memory; before anything starts.
+        Interrupted: on Ctrl-C; its `result` has the finished signals and the running ones as they were.
+    """
+    signals = as_signals(signals)
+    recipe = get_recipe(recipe) if target_psnr is None else get_recipe(recipe, target_psnr=target_psnr)
+    chosen, where = choose(implementation), choose_device(device)
+    start_from = _resolve_init(init, architecture)
+    network = start_from.architecture if isinstance(start_from, Encoder) else start_from
+    in_features = _check_dimensions(signals, start_from)
+    check_start(recipe.start, start_from, [s.channels for s in signals])
+    stacks = _stacks(signals, network)
+    for stack in stacks:
+        engine.check_memory(signals[stack[0]], len(stack), network, where)
+    settings = {
+        "recipe": recipe.as_dict() | {"betas": list(recipe.betas)},
+        "init": _describe_init(start_from),
+        "architecture": network.as_dict(),
+    }
+    surroundings = engine.environment(chosen.name, where)
+    hashes = engine.fingerprints(signals)
+    finished = _take_over(done, signals, hashes, settings)
+
+    def result() -> FitResult:
+        order = sorted(finished)
+        return FitResult(
+            tuple(finished[i].signal for i in order),
+            network,
+            in_features,
+            _stack_weights([finished[i].weights for i in order]),
+            tuple(finished[i].curve for i in order),
+            settings | {"environment": surroundings},
+        )
+
+    with deferred_interrupt() as interrupted:
+        for stack in stacks:
+            todo = [i for i in stack if i not in finished]
+            if not todo:
+                continue
+
+            def look(progress: Progress, trace: loop.Trace, todo: list[int] = todo) -> None:
+                on_check(replace(progress, running=[todo[i] for i in progress.running]))
+
+            rows = _fit_stack(
+                [signals[i] for i in todo],
+                [hashes[i] for i in todo],
+                start_from,
+                recipe,
+                [recipe.seed + i for i in todo],
+                where,
+                interrupted,
+                look,
+            )
+            finished.update(zip(todo, rows, strict=True))
+            if interrupted():
+                complete = sum(row.signal.stop_reason != loop.INTERRUPTED for row in finished.values())
+                raise Interrupted(f"fit interrupted: {complete} of {len(signals)} signals finished", result())
+            on_result(result())
+    return result()
+
+
+def _fit_stack(
+    signals: Sequence[Signal],
+    hashes: Sequence[str],
+    init: Encoder | Architecture,
+    recipe: Recipe,
+    seeds: Sequence[int],
+    device: torch.device,
+    stop: Callable[[], bool],
+    look: Callable[[Progress, loop.Trace], None],
+) -> list[_Row]:
+    """Fit signals of one shape and channels together, each on its own network."""
+    points = signals[0].points().to(device)
+    values = torch.stack([s.samples() for s in signals]).to(device)
+    stack = initial_stack(init, points.shape[1], values.shape[2], seeds).to(device)
+    if recipe.start == "least_squares":
+        least_squares_start(stack, points, values, recipe.ridge)
+    elif recipe.start == "mean" and isinstance(init, Encoder):
+        mean_start(stack, init)
+    named = dict(stack.named_parameters())
+    final, trace = loop.optimise(
+        points,
+        values,
+        list(named.values()),
+        stack.omegas,
+        recipe,
+        steps=recipe.steps,
+        independent=True,
+        target_psnr=recipe.target_psnr,
+        stop=stop,
+        on_check=look,
+    )
+    fitted = BatchedSiren.from_stack(dict(zip(named, final, strict=True)), stack.omegas)
+    rows = []
+    for i, signal in enumerate(signals):
+        network = fitted.siren(i)
+        known = FittedSignal(
+            signal.name,
+            signal.shape,
+            signal.channels,
+            signal.value_range,
+            hashes[i],
+            measure_psnr(network, points, values[i]),
+            trace.steps[i],
+            trace.seconds[i],
+            trace.reasons[i],
+        )
+        rows.append(_Row(known, trace.curve(i), {n: p.cpu() for n, p in network.state_dict().items()}))
+    return rows
+
+
+def _resolve_init(init: Encoder | str | Path, architecture: Architecture | None) -> Encoder | Architecture:
+    if init == "siren":
+        return architecture or Architecture()
+    if isinstance(init, str | Path):
+        init = Encoder.load(init)
+    if not isinstance(init, Encoder):
+        raise bad_type("init", "an Encoder, the path of one, or 'siren'", init, "See strainer_fast.pretrain.")
+    if architecture is not None and architecture != init.architecture:
+        raise bad_input("architecture", "none: the encoder brings its own", architecture, "Leave it out.")
+    return init
+
+
+def _check_dimensions(signals: Sequence[Signal], init: Encoder | Architecture) -> int:
+    dims = {len(s.shape) for s in signals}
+    if len(dims) > 1:
+        raise bad_input("signals", "one input dimension for all", sorted(dims), "Fit images and volumes apart.")
+    in_features = dims.pop()
+    if isinstance(init, Encoder) and init.in_features != in_features:
+        raise bad_input(
+            "signals", f"{init.in_features} coordinates per point, as the encoder has", in_features, "Use another encoder."
+        )
+    return in_features
+
+
+def _stacks(signals: Sequence[Signal], network: Architecture) -> list[list[int]]:
+    """Indices of signals that run together: same shape and channels, at most STACK_ELEMENTS activations a layer."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, signal in enumerate(signals):
+        groups.setdefault(tuple(signal.values.shape), []).append(i)
+    stacks = []
+    for indices in groups.values():
+        points = signals[indices[0]].samples().shape[0]
+        size = max(1, STACK_ELEMENTS // (points * network.hidden_features))
+        stacks += [indices[i : i + size] for i in range(0, len(indices), size)]
+    return stacks
+
+
+def _describe_init(init: Encoder | Architecture) -> str:
+    if isinstance(init, Encoder):
+        return f"encoder {init.fingerprint()}"
+    return "siren"
+
+
+def _take_over(
+    done: FitResult | None, signals: Sequence[Signal], hashes: Sequence[str], settings: dict[str, Any]
+) -> dict[int, _Row]:
+    """Rows of an earlier run that need no second fit; its settings must be these."""
+    if done is None:
+        return {}
+    then = {name: value for name, value in done.settings.items() if name != "environment"}
+    engine.check_same_settings("earlier result", then, settings, "Choose another output folder, or delete this one.")
+    wanted = {(s.name, h): i for i, (s, h) in enumerate(zip(signals, hashes, strict=True))}
+    taken = {}
+    for row, signal in enumerate(done.signals):
+        index = wanted.get((signal.name, signal.fingerprint))
+        if index is None:
+            raise InputError(
+                f"earlier result: {signal.name} is not among the signals, or has changed since. "
+                "Choose another output folder, or delete this one."
+            )
+        if signal.stop_reason != loop.INTERRUPTED:
+            taken[index] = _Row(signal, done.curves[row], dict(done.module(row).state_dict()))
+    return taken
+
+
+def _stack_weights(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Stack networks row by row, heads padded with zeros to the most channels."""
+    channels = max(row["head.bias"].shape[0] for row in rows)
+
+    def padded(name: str, tensor: Tensor) -> Tensor:
+        if not name.startswith("head.") or tensor.shape[0] == channels:
+            return tensor
+        full = tensor.new_zeros(channels, *tensor.shape[1:])
+        full[: tensor.shape[0]] = tensor
+        return full
+
+    return {name: torch.stack([padded(name, row[name]) for row in rows]) for name in rows[0]}

@@ -1,0 +1,173 @@
+"""The optimisation loop: one function for fits (N independent networks) and pre-training (N coupled signals)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from strainer_fast import reference
+from strainer_fast.fitting.optim import Adam, rows
+from strainer_fast.fitting.recipe import Recipe
+
+TARGET, BUDGET, NON_FINITE, INTERRUPTED = "target", "budget", "non_finite", "interrupted"
+"""Why a signal stopped: target PSNR reached, all steps done, loss not finite, Ctrl-C."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """PSNR of one signal before each step; entry t belongs to the weights after t steps."""
+
+    psnr: NDArray[np.float32]  # [steps + 1], dB
+    seconds: NDArray[np.float32]  # [steps + 1], since the start of the loop; interpolated between checks
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the loop knows when it looks at the loss."""
+
+    step: int
+    steps: int
+    running: list[int]  # indices of the signals still in the stack
+    psnr: list[float]  # dB, one per running signal
+    seconds: float
+
+
+@dataclass
+class Trace:
+    """What happened to each signal of a stack."""
+
+    steps: list[int]
+    reasons: list[str]
+    seconds: list[float]
+    curves: list[list[float]]  # MSE per step
+    clock: list[tuple[int, float]] = field(default_factory=list)  # (step, seconds) at each check
+
+    def curve(self, index: int) -> Curve:
+        """The PSNR curve of signal `index`."""
+        mse = np.asarray(self.curves[index], dtype=np.float32)
+        with np.errstate(divide="ignore"):
+            psnr = np.asarray(-10 * np.log10(mse), dtype=np.float32)
+        at, seconds = zip(*self.clock, strict=True)
+        return Curve(psnr, np.interp(np.arange(len(mse)), at, seconds).astype(np.float32))
+
+
+def losses_and_gradients(
+    points: Tensor,  # [P, in]
+    values: Tensor,  # [N, P, C]
+    parameters: Sequence[Tensor],  # weight and bias of each layer in turn, plain or stacked
+    omegas: Sequence[float],
+    want_gradients: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:  # MSE [N], gradients of their sum
+    """One evaluation of the network: every engine does this, and the loop does the rest."""
+    with torch.set_grad_enabled(want_gradients):
+        prediction = reference.siren(points, parameters[::2], parameters[1::2], omegas)
+        losses = reference.mse(prediction, values)
+    gradients = torch.autograd.grad(losses.sum(), list(parameters)) if want_gradients else ()
+    return losses.detach(), gradients
+
+
+def optimise(
+    points: Tensor,  # [P, in]
+    values: Tensor,  # [N, P, C]
+    parameters: list[Tensor],  # leaves; updated in place
+    omegas: Sequence[float],
+    recipe: Recipe,
+    *,
+    steps: int,
+    independent: bool,
+    target_psnr: float | None = None,
+    adam: Adam | None = None,
+    mse_so_far: Sequence[Sequence[float]] = (),
+    stop: Callable[[], bool] = lambda: False,
+    on_check: Callable[[Progress, Trace], None] = lambda progress, trace: None,
+) -> tuple[list[Tensor], Trace]:
+    """Run Adam until every signal has stopped.
+
+    Args:
+        independent: True for N stacked networks, each of which stops on its own and leaves the stack; False for
+            shared parameters, where all signals stop together and one non-finite loss stops all.
+        adam: optimiser state to continue from; fresh by default.
+        mse_so_far: with `adam`, the losses of the steps already done, per signal.
+        stop: asked before every step; True ends the loop there.
+        on_check: called at every look at the loss with what was seen, before the optimiser moves on. The trace then
+            holds the loss of this step too.
+
+    Returns:
+        The final parameters, row n being signal n's last weights with a finite loss, and the trace.
+    """
+    num_signals = values.shape[0]
+    adam = adam or Adam(parameters, recipe, num_signals if independent else None)
+    first = len(mse_so_far[0]) if mse_so_far else 0
+    trace = Trace(
+        [0] * num_signals, [""] * num_signals, [0.0] * num_signals, [list(c) for c in mse_so_far] or [[] for _ in values]
+    )
+    final = [p.detach().clone() for p in parameters]
+    last_finite = [p.detach().clone() for p in parameters]
+    running = list(range(num_signals))
+    alive = torch.ones(num_signals if independent else (), dtype=torch.bool, device=values.device)
+    pending: list[Tensor] = []  # losses not yet seen by the host
+    begin = time.perf_counter()
+
+    for step in range(first, steps + 1):
+        interrupted = stop()
+        losses, gradients = losses_and_gradients(points, values, parameters, omegas, step < steps)
+        alive &= torch.isfinite(losses) if independent else torch.isfinite(losses).all()
+        for kept, p in zip(last_finite, parameters, strict=True):
+            torch.where(rows(alive, p), p.detach(), kept, out=kept)
+        pending.append(losses)
+
+        if step % recipe.check_every == 0 or step == steps or interrupted:
+            seen = torch.stack(pending).cpu().double().numpy()  # [checked steps, running]
+            pending.clear()
+            now = time.perf_counter() - begin
+            trace.clock.append((step, now))
+            with np.errstate(divide="ignore", invalid="ignore"):
+                psnr = -10 * np.log10(seen[-1])
+            bad = ~np.isfinite(seen)
+            if not independent:
+                bad |= bad.any(axis=1, keepdims=True)
+            leaving = []
+            for row, signal in enumerate(running):
+                ok = int(bad[:, row].argmax()) if bad[:, row].any() else len(seen)
+                trace.curves[signal].extend(seen[:ok, row])
+                reason = (
+                    NON_FINITE
+                    if ok < len(seen)
+                    else TARGET
+                    if target_psnr is not None and psnr[row] >= target_psnr
+                    else BUDGET
+                    if step == steps
+                    else INTERRUPTED
+                    if interrupted
+                    else None
+                )
+                if reason is not None:
+                    trace.steps[signal] = max(len(trace.curves[signal]) - 1, 0)
+                    trace.reasons[signal], trace.seconds[signal] = reason, now
+                    leaving.append(row)
+            on_check(Progress(step, steps, list(running), psnr.tolist(), now), trace)
+            if leaving and not independent:
+                return last_finite, trace
+            for row in leaving:
+                for out, kept in zip(final, last_finite, strict=True):
+                    out[running[row]] = kept[row]
+            if len(leaving) == len(running):
+                return final, trace
+            if leaving:
+                rest = [row for row in range(len(running)) if row not in leaving]
+                index = torch.tensor(rest, device=values.device)
+                running = [running[row] for row in rest]
+                values, alive = values[index], alive[index]
+                last_finite = [kept[index] for kept in last_finite]
+                parameters = [p.detach()[index].requires_grad_() for p in parameters]
+                gradients = tuple(g[index] for g in gradients)
+                adam.select(index)
+
+        adam.update(parameters, gradients)
+    raise AssertionError("unreachable: the last step is a check that every signal leaves at")

@@ -1,0 +1,225 @@
+"""Pre-training: one encoder from N signals, resumable to the bit."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from strainer_fast._checks import bad_input
+from strainer_fast._files import read_tensors, write_tensors
+from strainer_fast.fitting import engine, loop
+from strainer_fast.fitting.interrupt import Interrupted, deferred_interrupt
+from strainer_fast.fitting.loop import Progress
+from strainer_fast.fitting.optim import Adam
+from strainer_fast.fitting.recipe import Recipe
+from strainer_fast.fitting.recipe import recipe as get_recipe
+from strainer_fast.models import Architecture, Encoder, Strainer
+from strainer_fast.ops import choose, choose_device
+from strainer_fast.signals import Signal, as_signals
+from strainer_fast.signals.grid import COORDINATE_CONVENTION
+from strainer_fast.signals.load import Source
+from strainer_fast.signals.signal import describe_sizes
+
+
+def pretrain(
+    signals: Source | Iterable[Source],
+    recipe: str | Recipe = "paper",
+    *,
+    architecture: Architecture | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_seconds: float = 30.0,
+    implementation: str = "auto",
+    device: str = "auto",
+    on_check: Callable[[Progress], None] = lambda progress: None,
+) -> Encoder:
+    """Learn a STRAINER encoder from N signals at once (arXiv 2409.09566, section 3.1).
+
+    A shared encoder and one decoder per signal minimise the sum of the signals' mean squared errors.
+
+    Args:
+        signals: anything `strainer_fast.signals.load` reads, all of one size and one number of channels.
+        recipe: a preset's name or a Recipe; `pretrain_steps` says how long.
+        architecture: sizes of the network; the paper's by default.
+        checkpoint: file to keep the state in. When it exists, the run continues from it and ends with the same bits as
+            an uninterrupted one (same machine, implementation and threads). It is left in place at the end.
+        checkpoint_seconds: how often it is written.
+        implementation, device: see `strainer_fast.explain`.
+        on_check: called with the Progress every `check_every` steps.
+
+    Returns:
+        The Encoder, with its decoders and a record of the run. `record["stop_reason"]` is "budget", or "non_finite" where
+        training diverged and the last finite weights are returned.
+
+    Raises:
+        InputError: signals of different sizes or channels, or a checkpoint of another run.
+        Interrupted: on Ctrl-C, after the checkpoint was written.
+    """
+    signals = as_signals(signals)
+    recipe = get_recipe(recipe)
+    architecture = architecture or Architecture()
+    chosen, where = choose(implementation), choose_device(device)
+    _check_uniform(signals)
+    engine.check_memory(signals[0], 1, architecture, where)
+    path = None if checkpoint is None else Path(checkpoint)
+
+    model = Strainer(
+        len(signals[0].shape),
+        architecture.hidden_features,
+        architecture.num_layers,
+        signals[0].channels,
+        architecture.num_shared_layers,
+        len(signals),
+        architecture.omegas,
+    )
+    model.reset_parameters(torch.Generator().manual_seed(recipe.seed))
+    model.to(where)
+    parameters = [p for layer in _layers(model) for p in (layer.weight, layer.bias)]
+    adam = Adam(parameters, recipe, None)
+    settings = _settings(signals, recipe, architecture)
+    surroundings = engine.environment(chosen.name, where)
+    done: list[list[float]] = []
+    if path is not None and path.exists():
+        done = _resume(path, parameters, adam, settings, surroundings)
+
+    points = signals[0].points().to(where)
+    values = torch.stack([s.samples() for s in signals]).to(where)
+    last_write = time.monotonic()
+    begin = time.perf_counter()
+
+    def store(mse: list[list[float]]) -> None:
+        if path is not None:
+            _write(path, parameters, adam, mse, settings, surroundings)
+
+    def look(progress: Progress, trace: loop.Trace) -> None:
+        nonlocal last_write
+        on_check(progress)
+        if path is not None and progress.step < progress.steps and time.monotonic() - last_write > checkpoint_seconds:
+            # The loss of this step is computed again after a resume.
+            store([curve[: progress.step] for curve in trace.curves])
+            last_write = time.monotonic()
+
+    with deferred_interrupt() as interrupted:
+        final, trace = loop.optimise(
+            points,
+            values,
+            parameters,
+            architecture.omegas,
+            recipe,
+            steps=recipe.pretrain_steps,
+            independent=False,
+            adam=adam,
+            mse_so_far=done,
+            stop=interrupted,
+            on_check=look,
+        )
+    if trace.reasons[0] == loop.INTERRUPTED:
+        store([curve[:-1] for curve in trace.curves])
+        kept = f"Kept in {path}: run the same again to continue." if path else "Nothing was kept: pass checkpoint=PATH."
+        raise Interrupted(f"pre-training interrupted at step {trace.steps[0]} of {recipe.pretrain_steps}. {kept}")
+    with torch.no_grad():
+        for p, kept_p in zip(parameters, final, strict=True):
+            p.copy_(kept_p)
+    return _encoder(model.cpu(), signals, settings, surroundings, trace, time.perf_counter() - begin)
+
+
+def _check_uniform(signals: list[Signal]) -> None:
+    if len({s.shape for s in signals}) > 1:
+        raise bad_input(
+            "pre-training signals", "one size for all", describe_sizes(signals), "Resize them: size=(H, W), or --size HxW."
+        )
+    if len({s.channels for s in signals}) > 1:
+        raise bad_input(
+            "pre-training signals",
+            "one number of channels for all",
+            describe_sizes(signals),
+            "Convert them: channels=1 or 3, or --channels 1 or 3.",
+        )
+
+
+def _layers(model: Strainer) -> list[Any]:
+    return [*model.encoder.layers, *model.decoder, model.head]
+
+
+def _settings(signals: list[Signal], recipe: Recipe, architecture: Architecture) -> dict[str, Any]:
+    return {
+        "recipe": recipe.as_dict() | {"betas": list(recipe.betas)},
+        "architecture": architecture.as_dict(),
+        "in_features": len(signals[0].shape),
+        "signals": [s.name for s in signals],
+        "fingerprints": engine.fingerprints(signals),
+    }
+
+
+def _write(
+    path: Path,
+    parameters: list[Tensor],
+    adam: Adam,
+    mse: list[list[float]],
+    settings: dict[str, Any],
+    surroundings: dict[str, Any],
+) -> None:
+    groups = {"parameters": parameters, "exp_avg": adam.exp_avg, "exp_avg_sq": adam.exp_avg_sq}
+    tensors = {f"{group}.{i}": t for group, ts in groups.items() for i, t in enumerate(ts)}
+    tensors |= {"step": adam.step, "curves.mse": torch.tensor(mse, dtype=torch.float64)}
+    metadata = {"settings": settings, "environment": surroundings, "steps_done": len(mse[0])}
+    write_tensors(path, "pre-training", tensors, metadata)
+
+
+def _resume(
+    path: Path, parameters: list[Tensor], adam: Adam, settings: dict[str, Any], surroundings: dict[str, Any]
+) -> list[list[float]]:
+    """Put a checkpoint's state in place; returns the losses so far."""
+    groups = {"parameters": parameters, "exp_avg": adam.exp_avg, "exp_avg_sq": adam.exp_avg_sq}
+
+    def expected(document: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+        fix = f"Delete {path} to begin anew, or choose another output."
+        engine.check_same_settings(f"unfinished run {path.name}", document["settings"], settings, fix)
+        shapes = {f"{group}.{i}": tuple(t.shape) for group, ts in groups.items() for i, t in enumerate(ts)}
+        return shapes | {"step": (), "curves.mse": (len(settings["signals"]), int(document["steps_done"]))}
+
+    tensors, document = read_tensors(path, "pre-training", expected)
+    if document["environment"] != surroundings:
+        warnings.warn(
+            f"resuming a run made with {document['environment']} on {surroundings}: the result will not be bit-identical "
+            "to an uninterrupted run",
+            stacklevel=3,
+        )
+    with torch.no_grad():
+        for group, ts in groups.items():
+            for i, t in enumerate(ts):
+                t.copy_(tensors[f"{group}.{i}"])
+        adam.step.copy_(tensors["step"])
+    mse: list[list[float]] = tensors["curves.mse"].tolist()
+    return mse
+
+
+def _encoder(
+    model: Strainer,
+    signals: list[Signal],
+    settings: dict[str, Any],
+    surroundings: dict[str, Any],
+    trace: loop.Trace,
+    seconds: float,
+) -> Encoder:
+    encoder = copy.deepcopy(model.encoder)
+    encoder.decoders = model.decoder_state()
+    psnr = [float(trace.curve(i).psnr[-1]) if trace.curves[i] else None for i in range(len(signals))]
+    encoder.record = settings | {
+        "environment": surroundings,
+        "shape": list(signals[0].shape),
+        "channels": signals[0].channels,
+        "value_range": list(signals[0].value_range),
+        "coordinates": COORDINATE_CONVENTION,
+        "steps": trace.steps[0],
+        "seconds": seconds,
+        "stop_reason": trace.reasons[0],
+        "psnr": [p if p is None or p != float("inf") else None for p in psnr],
+    }
+    return encoder

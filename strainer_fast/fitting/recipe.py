@@ -1,0 +1,82 @@
+"""How a fit is run, as frozen data; presets by name."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from strainer_fast._checks import bad_input, check_choice, check_count, check_real
+
+STARTS = ("random", "least_squares", "mean")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How networks are optimised. The fields' defaults are the preset `paper`.
+
+    Full batch, Adam with a constant learning rate, every parameter trained, targets in [0, 1]; the loss is the sum
+    over signals of each signal's mean squared error (arXiv 2409.09566, section 4).
+
+    Args:
+        name: label in results.
+        steps: optimiser steps of a fit, at most.
+        pretrain_steps: optimiser steps of pre-training.
+        start: the decoder a fit starts from: "random" (the paper's), "least_squares" (closed form on the frozen
+            features of a trained encoder) or "mean" (of the pre-training decoders).
+        ridge: weight penalty of the least-squares start, relative to the mean variance of the features.
+        learning_rate, betas, eps: Adam's.
+        target_psnr: stop a signal of a fit once it reaches this many dB; None runs all steps.
+        check_every: steps between two looks at the loss; a fit can only stop at one of them.
+        seed: signal i of a fit draws its random numbers from seed + i, so it does not depend on its company.
+
+    Raises InputError for a value out of range.
+    """
+
+    name: str = "paper"
+    steps: int = 2000
+    pretrain_steps: int = 5000
+    start: str = "random"
+    ridge: float = 1e-6
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    target_psnr: float | None = None
+    check_every: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_count("steps", self.steps, 0)
+        check_count("pretrain_steps", self.pretrain_steps, 0)
+        check_choice("start", self.start, STARTS)
+        check_real("ridge", self.ridge, minimum=0)
+        check_real("learning_rate", self.learning_rate, above=0)
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise bad_input("betas", "two numbers in [0, 1)", self.betas, "Adam's defaults are (0.9, 0.999).")
+        object.__setattr__(self, "betas", tuple(self.betas))
+        check_real("eps", self.eps, minimum=0)
+        if self.target_psnr is not None:
+            check_real("target_psnr", self.target_psnr, above=0)
+        check_count("check_every", self.check_every)
+        check_count("seed", self.seed, 0, 2**62)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; `Recipe(**data)` brings it back."""
+        return asdict(self)
+
+
+PRESETS = {"paper": Recipe()}
+
+
+def recipe(base: str | Recipe = "paper", **changes: Any) -> Recipe:
+    """A preset by name (or a recipe) with some fields replaced: recipe("paper", steps=500).
+
+    Raises InputError for an unknown preset, field or value.
+    """
+    if isinstance(base, str):
+        check_choice("recipe", base, tuple(PRESETS), "These are the presets.")
+        base = PRESETS[base]
+    known = {field.name for field in fields(Recipe)}
+    unknown = sorted(set(changes) - known)
+    if unknown:
+        raise bad_input("recipe", f"fields {', '.join(sorted(known))}", ", ".join(unknown), "Check the spelling.")
+    return replace(base, **changes)

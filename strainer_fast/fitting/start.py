@@ -1,0 +1,69 @@
+"""Where a fit starts: parameters of N stacked networks, one per signal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from strainer_fast import reference
+from strainer_fast._checks import bad_input
+from strainer_fast.models import Architecture, BatchedSiren, Encoder, Siren
+
+
+def initial_stack(
+    init: Encoder | Architecture,
+    in_features: int,
+    out_features: int,
+    seeds: Sequence[int],
+) -> BatchedSiren:
+    """N networks drawn by SIREN's rules from their own seeds; with an encoder, its layers replace the first K."""
+    sirens = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        if isinstance(init, Encoder):
+            sirens.append(Siren.from_encoder(init, out_features, generator=generator))
+        else:
+            siren = Siren(in_features, init.hidden_features, init.num_layers, out_features, init.omegas)
+            siren.reset_parameters(generator)
+            sirens.append(siren)
+    return BatchedSiren.from_sirens(sirens)
+
+
+@torch.no_grad()
+def least_squares_start(stack: BatchedSiren, points: Tensor, values: Tensor, ridge: float) -> None:
+    """Replace the heads by the closed-form best ones on the features as they are, in place."""
+    weight, bias = reference.least_squares_heads(stack.features(points), values, ridge)
+    stack.head.weight.copy_(weight)
+    if stack.head.bias is not None:
+        stack.head.bias.copy_(bias)
+
+
+@torch.no_grad()
+def mean_start(stack: BatchedSiren, encoder: Encoder) -> None:
+    """Replace all that follows the encoder by the mean of the pre-training decoders, in place."""
+    own = stack.state_dict()
+    for name, decoders in (encoder.decoders or {}).items():
+        own[name].copy_(decoders.mean(dim=0))
+
+
+def check_start(start: str, init: Encoder | Architecture, channels: Sequence[int]) -> None:
+    """Refuse a start that this initialisation cannot give."""
+    if start == "random":
+        return
+    if not isinstance(init, Encoder):
+        raise bad_input(
+            "start", "'random' for a SIREN that was not trained", repr(start), "Pass an encoder, or start='random'."
+        )
+    if start == "mean":
+        if init.decoders is None:
+            raise bad_input("start", "an encoder with its decoders", "none in it", "Use 'random' or 'least_squares'.")
+        trained = init.decoders["head.weight"].shape[1]
+        if any(c != trained for c in channels):
+            raise bad_input(
+                "start",
+                f"signals of {trained} channels, as the pre-training decoders have",
+                f"{sorted(set(channels))} channels",
+                "Use start='random' or 'least_squares', or convert the signals.",
+            )

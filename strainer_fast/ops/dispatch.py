@@ -1,0 +1,53 @@
+"""Which implementation runs, and why: one place chooses, and says so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from strainer_fast._checks import bad_input, check_choice
+
+IMPLEMENTATIONS = ("torch",)
+"""What this version can run, fastest first."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An implementation and the reason it was taken."""
+
+    name: str
+    reason: str
+
+
+def choose(implementation: str = "auto") -> Choice:
+    """Turn "auto" or a name into the implementation that runs.
+
+    Raises InputError for a name this version does not have; nothing is replaced silently.
+    """
+    check_choice("implementation", implementation, ("auto", *IMPLEMENTATIONS), "'auto' takes the fastest there is.")
+    if implementation == "auto":
+        return Choice("torch", "plain PyTorch with autograd: the only implementation of this version")
+    return Choice(implementation, "asked for by name")
+
+
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """ "auto" is the first CUDA device where there is one, else the CPU.
+
+    Raises InputError for a device that PyTorch does not see here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise bad_input("device", "'auto', 'cpu' or 'cuda'", repr(device), "Name a PyTorch device.") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise bad_input("device", "a device that is here", str(chosen), "This PyTorch sees no GPU: use 'cpu'.")
+    return chosen
+
+
+def explain(implementation: str = "auto", device: str | torch.device = "auto") -> str:
+    """One line: what runs for these arguments, and why."""
+    choice = choose(implementation)
+    return f"{choice.name} on {choose_device(device)}: {choice.reason}"

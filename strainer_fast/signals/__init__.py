@@ -1,0 +1,8 @@
+"""Signals: images from files, folders, arrays and tensors, as points and values; samples to try things on."""
+
+from strainer_fast.signals.grid import grid
+from strainer_fast.signals.load import Skipped, as_signals, load, load_all
+from strainer_fast.signals.samples import samples
+from strainer_fast.signals.signal import Signal, unique_names
+
+__all__ = ["Signal", "Skipped", "as_signals", "grid", "load", "load_all", "samples", "unique_names"]
