@@ -46,11 +46,7 @@ def check_real(what: str, value: object, *, above: float | None = None, minimum:
         bounds += f" of at least {minimum:g}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise bad_type(what, bounds, value, "Pass a number.")
-    if (
-        not math.isfinite(value)
-        or (above is not None and value <= above)
-        or (minimum is not None and value < minimum)
-    ):
+    if not math.isfinite(value) or (above is not None and value <= above) or (minimum is not None and value < minimum):
         raise bad_input(what, bounds, value, "Choose a number in that range.")
     return float(value)
 

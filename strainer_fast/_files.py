@@ -57,7 +57,9 @@ def check_writable(folder: Path, needed_bytes: int = 0) -> None:
         (folder / "write-test").unlink()
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise bad_input("output", "a folder that can be written", f"{folder} ({error})", "Choose another one.") from error
+        raise bad_input(
+            "output", "a folder that can be written", f"{folder} ({error})", "Choose another one."
+        ) from error
     if free < needed_bytes:
         raise bad_input(
             "output", f"{needed_bytes:,} bytes free", f"{free:,} in {folder}", "Free some space or choose another disk."
@@ -90,7 +92,10 @@ def read_metadata(path: Path) -> dict[str, Any]:
             text = (file.metadata() or {}).get(_KEY)
     except (SafetensorError, OSError) as error:
         raise bad_input(
-            str(path), "a complete safetensors file", f"one that cannot be read ({error})", "It may be cut short: write it again."
+            str(path),
+            "a complete safetensors file",
+            f"one that cannot be read ({error})",
+            "It may be cut short: write it again.",
         ) from None
     document = None
     if text is not None:
@@ -124,20 +129,27 @@ def read_tensors(
     """
     document = read_metadata(path)
     if document["kind"] != kind:
-        raise bad_input(str(path), f"{_article(kind)} file", f"{_article(str(document['kind']))} file", "Pass another file.")
+        raise bad_input(
+            str(path), f"{_article(kind)} file", f"{_article(str(document['kind']))} file", "Pass another file."
+        )
     try:
         shapes = expected(document)
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise bad_input(str(path), "complete metadata", f"{type(error).__name__}: {error}", "The file is damaged.") from None
+        raise bad_input(
+            str(path), "complete metadata", f"{type(error).__name__}: {error}", "The file is damaged."
+        ) from None
     with safe_open(path, framework="pt") as file:
         have = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         types = {file.get_slice(name).get_dtype() for name in have}
         if have != shapes or not types <= set(_DTYPES.values()):
             wrong = sorted(name for name in have.keys() | shapes.keys() if have.get(name) != shapes.get(name))
             raise bad_input(
-                str(path), "tensors as its metadata describe them", f"others at {', '.join(wrong[:5])}", "The file is damaged."
+                str(path),
+                "tensors as its metadata describe them",
+                f"others at {', '.join(wrong[:5])}",
+                "The file is damaged.",
             )
         tensors = {name: file.get_tensor(name) for name in have}
     for name, tensor in tensors.items():

@@ -87,9 +87,7 @@ def strainer(
     omega: Omega = 30.0,
 ) -> Tensor:  # [N, P, C]
     """STRAINER (arXiv 2409.09566, section 3): K sine layers shared by N signals, then one decoder per signal."""
-    return siren(
-        points, [*encoder_weights, *decoder_weights], [*encoder_biases, *decoder_biases], omega
-    )
+    return siren(points, [*encoder_weights, *decoder_weights], [*encoder_biases, *decoder_biases], omega)
 
 
 def mse(
@@ -108,7 +106,7 @@ def psnr(mse: Tensor) -> Tensor:  # [...] -> [...]
 def least_squares_heads(
     features: Tensor,  # [P, H] shared, or [N, P, H]
     values: Tensor,  # [N, P, C]
-    ridge: float = 1e-6,
+    ridge: float = 1e-4,
 ) -> tuple[Tensor, Tensor]:  # weight [N, C, H], bias [N, C]
     """The linear heads that fit `values` best on frozen features, in closed form and float64.
 
@@ -145,9 +143,7 @@ def _flat(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.reshape(-1)
 
 
-def _widen(
-    x: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None, torch.dtype]:
+def _widen(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, torch.dtype]:
     """Operands in float32 at least, and the dtype the caller expects back."""
     out_dtype = torch.promote_types(x.dtype, weight.dtype)
     dtype = torch.promote_types(out_dtype, torch.float32)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from strainer_fast.fitting.recipe import Recipe
 from strainer_fast.fitting.recipe import recipe as get_recipe
 from strainer_fast.fitting.result import FitResult, FittedSignal, measure_psnr
 from strainer_fast.fitting.start import check_start, initial_stack, least_squares_start, mean_start
-from strainer_fast.models import Architecture, BatchedSiren, Encoder
+from strainer_fast.models import Architecture, BatchedSiren, Encoder, Siren
+from strainer_fast.models.siren import siren_from_rows
 from strainer_fast.ops import choose, choose_device
 from strainer_fast.signals import Signal, as_signals
 from strainer_fast.signals.load import Source
@@ -83,7 +85,7 @@ def fit(
     for stack in stacks:
         engine.check_memory(signals[stack[0]], len(stack), network, where)
     settings = {
-        "recipe": recipe.as_dict() | {"betas": list(recipe.betas)},
+        "recipe": recipe.as_dict(),
         "init": _describe_init(start_from),
         "architecture": network.as_dict(),
     }
@@ -108,8 +110,15 @@ def fit(
             if not todo:
                 continue
 
-            def look(progress: Progress, trace: loop.Trace, todo: list[int] = todo) -> None:
-                on_check(replace(progress, running=[todo[i] for i in progress.running]))
+            def look(seen: loop.Look, names: list[str], todo: list[int] = todo) -> None:
+                now = [todo[row] for row in seen.running]
+
+                def module(index: int) -> Siren:
+                    row = now.index(index)
+                    state = {n: p.detach()[row] for n, p in zip(names, seen.parameters, strict=True)}
+                    return siren_from_rows(state, network.omegas)
+
+                on_check(seen.progress(recipe.steps, now, module))
 
             rows = _fit_stack(
                 [signals[i] for i in todo],
@@ -137,9 +146,10 @@ def _fit_stack(
     seeds: Sequence[int],
     device: torch.device,
     stop: Callable[[], bool],
-    look: Callable[[Progress, loop.Trace], None],
+    look: Callable[[loop.Look, list[str]], None],
 ) -> list[_Row]:
     """Fit signals of one shape and channels together, each on its own network."""
+    begin = time.perf_counter()
     points = signals[0].points().to(device)
     values = torch.stack([s.samples() for s in signals]).to(device)
     stack = initial_stack(init, points.shape[1], values.shape[2], seeds).to(device)
@@ -157,8 +167,9 @@ def _fit_stack(
         steps=recipe.steps,
         independent=True,
         target_psnr=recipe.target_psnr,
+        begin=begin,
         stop=stop,
-        on_check=look,
+        on_check=lambda seen: look(seen, list(named)),
     )
     fitted = BatchedSiren.from_stack(dict(zip(named, final, strict=True)), stack.omegas)
     rows = []
@@ -198,7 +209,10 @@ def _check_dimensions(signals: Sequence[Signal], init: Encoder | Architecture) -
     in_features = dims.pop()
     if isinstance(init, Encoder) and init.in_features != in_features:
         raise bad_input(
-            "signals", f"{init.in_features} coordinates per point, as the encoder has", in_features, "Use another encoder."
+            "signals",
+            f"{init.in_features} coordinates per point, as the encoder has",
+            in_features,
+            "Use another encoder.",
         )
     return in_features
 

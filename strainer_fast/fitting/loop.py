@@ -14,6 +14,7 @@ from torch import Tensor
 from strainer_fast import reference
 from strainer_fast.fitting.optim import Adam, rows
 from strainer_fast.fitting.recipe import Recipe
+from strainer_fast.models import Siren
 
 TARGET, BUDGET, NON_FINITE, INTERRUPTED = "target", "budget", "non_finite", "interrupted"
 """Why a signal stopped: target PSNR reached, all steps done, loss not finite, Ctrl-C."""
@@ -24,7 +25,7 @@ class Curve:
     """PSNR of one signal before each step; entry t belongs to the weights after t steps."""
 
     psnr: NDArray[np.float32]  # [steps + 1], dB
-    seconds: NDArray[np.float32]  # [steps + 1], since the start of the loop; interpolated between checks
+    seconds: NDArray[np.float32]  # [steps + 1], since the fit began, its start included; interpolated between checks
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,23 @@ class Progress:
     running: list[int]  # indices of the signals still in the stack
     psnr: list[float]  # dB, one per running signal
     seconds: float
+    module: Callable[[int], Siren]  # the network of a running signal as it is now (a copy), by its index
+
+
+@dataclass(frozen=True)
+class Look:
+    """The same inside the package, before indices and networks are given their outer meaning."""
+
+    step: int
+    running: list[int]  # rows of the stack as it began
+    psnr: list[float]
+    seconds: float
+    trace: Trace  # holds the loss of this step too
+    parameters: list[Tensor]  # of the running rows, before this step's update
+
+    def progress(self, steps: int, running: list[int], module: Callable[[int], Siren]) -> Progress:
+        """What the caller's callback sees."""
+        return Progress(self.step, steps, running, self.psnr, self.seconds, module)
 
 
 @dataclass
@@ -84,8 +102,9 @@ def optimise(
     target_psnr: float | None = None,
     adam: Adam | None = None,
     mse_so_far: Sequence[Sequence[float]] = (),
+    begin: float | None = None,
     stop: Callable[[], bool] = lambda: False,
-    on_check: Callable[[Progress, Trace], None] = lambda progress, trace: None,
+    on_check: Callable[[Look], None] = lambda look: None,
 ) -> tuple[list[Tensor], Trace]:
     """Run Adam until every signal has stopped.
 
@@ -94,9 +113,9 @@ def optimise(
             shared parameters, where all signals stop together and one non-finite loss stops all.
         adam: optimiser state to continue from; fresh by default.
         mse_so_far: with `adam`, the losses of the steps already done, per signal.
+        begin: time.perf_counter() that seconds are counted from; now, by default.
         stop: asked before every step; True ends the loop there.
-        on_check: called at every look at the loss with what was seen, before the optimiser moves on. The trace then
-            holds the loss of this step too.
+        on_check: called at every look at the loss with what was seen, before the optimiser moves on.
 
     Returns:
         The final parameters, row n being signal n's last weights with a finite loss, and the trace.
@@ -105,14 +124,17 @@ def optimise(
     adam = adam or Adam(parameters, recipe, num_signals if independent else None)
     first = len(mse_so_far[0]) if mse_so_far else 0
     trace = Trace(
-        [0] * num_signals, [""] * num_signals, [0.0] * num_signals, [list(c) for c in mse_so_far] or [[] for _ in values]
+        [0] * num_signals,
+        [""] * num_signals,
+        [0.0] * num_signals,
+        [list(c) for c in mse_so_far] or [[] for _ in values],
     )
     final = [p.detach().clone() for p in parameters]
     last_finite = [p.detach().clone() for p in parameters]
     running = list(range(num_signals))
     alive = torch.ones(num_signals if independent else (), dtype=torch.bool, device=values.device)
     pending: list[Tensor] = []  # losses not yet seen by the host
-    begin = time.perf_counter()
+    begin = time.perf_counter() if begin is None else begin
 
     for step in range(first, steps + 1):
         interrupted = stop()
@@ -151,7 +173,7 @@ def optimise(
                     trace.steps[signal] = max(len(trace.curves[signal]) - 1, 0)
                     trace.reasons[signal], trace.seconds[signal] = reason, now
                     leaving.append(row)
-            on_check(Progress(step, steps, list(running), psnr.tolist(), now), trace)
+            on_check(Look(step, list(running), psnr.tolist(), now, trace, parameters))
             if leaving and not independent:
                 return last_finite, trace
             for row in leaving:

@@ -47,15 +47,15 @@ def pretrain(
         signals: anything `strainer_fast.signals.load` reads, all of one size and one number of channels.
         recipe: a preset's name or a Recipe; `pretrain_steps` says how long.
         architecture: sizes of the network; the paper's by default.
-        checkpoint: file to keep the state in. When it exists, the run continues from it and ends with the same bits as
-            an uninterrupted one (same machine, implementation and threads). It is left in place at the end.
+        checkpoint: file to keep the state in. When it exists, the run continues from it and ends with the same bits
+            as an uninterrupted one (same machine, implementation and threads). It is left in place at the end.
         checkpoint_seconds: how often it is written.
         implementation, device: see `strainer_fast.explain`.
         on_check: called with the Progress every `check_every` steps.
 
     Returns:
-        The Encoder, with its decoders and a record of the run. `record["stop_reason"]` is "budget", or "non_finite" where
-        training diverged and the last finite weights are returned.
+        The Encoder, with its decoders and a record of the run. `record["stop_reason"]` is "budget", or "non_finite"
+        where training diverged and the last finite weights are returned.
 
     Raises:
         InputError: signals of different sizes or channels, or a checkpoint of another run.
@@ -97,12 +97,13 @@ def pretrain(
         if path is not None:
             _write(path, parameters, adam, mse, settings, surroundings)
 
-    def look(progress: Progress, trace: loop.Trace) -> None:
+    def look(seen: loop.Look) -> None:
         nonlocal last_write
-        on_check(progress)
-        if path is not None and progress.step < progress.steps and time.monotonic() - last_write > checkpoint_seconds:
+        on_check(seen.progress(recipe.pretrain_steps, seen.running, model.siren))
+        due = time.monotonic() - last_write >= checkpoint_seconds
+        if path is not None and due and not seen.trace.reasons[0]:
             # The loss of this step is computed again after a resume.
-            store([curve[: progress.step] for curve in trace.curves])
+            store([curve[: seen.step] for curve in seen.trace.curves])
             last_write = time.monotonic()
 
     with deferred_interrupt() as interrupted:
@@ -132,7 +133,10 @@ def pretrain(
 def _check_uniform(signals: list[Signal]) -> None:
     if len({s.shape for s in signals}) > 1:
         raise bad_input(
-            "pre-training signals", "one size for all", describe_sizes(signals), "Resize them: size=(H, W), or --size HxW."
+            "pre-training signals",
+            "one size for all",
+            describe_sizes(signals),
+            "Resize them: size=(H, W), or --size HxW.",
         )
     if len({s.channels for s in signals}) > 1:
         raise bad_input(
@@ -149,7 +153,7 @@ def _layers(model: Strainer) -> list[Any]:
 
 def _settings(signals: list[Signal], recipe: Recipe, architecture: Architecture) -> dict[str, Any]:
     return {
-        "recipe": recipe.as_dict() | {"betas": list(recipe.betas)},
+        "recipe": recipe.as_dict(),
         "architecture": architecture.as_dict(),
         "in_features": len(signals[0].shape),
         "signals": [s.name for s in signals],
@@ -187,8 +191,8 @@ def _resume(
     tensors, document = read_tensors(path, "pre-training", expected)
     if document["environment"] != surroundings:
         warnings.warn(
-            f"resuming a run made with {document['environment']} on {surroundings}: the result will not be bit-identical "
-            "to an uninterrupted run",
+            f"resuming a run made with {document['environment']} on {surroundings}: the result will not have the same "
+            "bits as that of an uninterrupted run",
             stacklevel=3,
         )
     with torch.no_grad():

@@ -36,7 +36,7 @@ class Recipe:
     steps: int = 2000
     pretrain_steps: int = 5000
     start: str = "random"
-    ridge: float = 1e-6
+    ridge: float = 1e-4
     learning_rate: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -61,7 +61,7 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `Recipe(**data)` brings it back."""
-        return asdict(self)
+        return asdict(self) | {"betas": list(self.betas)}
 
 
 PRESETS = {"paper": Recipe()}

@@ -51,8 +51,8 @@ class FitResult:
     Args:
         signals: what is known about each.
         architecture, in_features: of every network.
-        weights: stacked [N, ...], named as in BatchedSiren. Where signals differ in channels, heads are padded with zeros
-            to the largest number.
+        weights: stacked [N, ...], named as in BatchedSiren. Where signals differ in channels, heads are padded with
+            zeros to the largest number.
         curves: PSNR by step of each signal.
         settings: recipe, initialisation and environment of the run, plain JSON data.
     """
@@ -173,15 +173,15 @@ def render(
         if not -1 <= low < high <= 1:
             raise bad_input("window", "-1 <= low < high <= 1 on every axis", (low, high), "The square is [-1, 1].")
     points = grid(size, window, device=weight.device, dtype=weight.dtype)
-    return torch.cat([network(chunk).cpu() for chunk in points.split(CHUNK)]).reshape(*size, -1)
+    return torch.cat([network(points[i : i + CHUNK]).cpu() for i in range(0, len(points), CHUNK)]).reshape(*size, -1)
 
 
 @torch.no_grad()
 def measure_psnr(network: Siren, points: Tensor, samples: Tensor) -> float:
     """PSNR in dB of a network on all points ([P, D], [P, C]); float32 predictions, errors summed in float64."""
     total = sum(
-        (network(p) - v).double().square().sum().item()
-        for p, v in zip(points.split(CHUNK), samples.split(CHUNK), strict=True)
+        (network(points[i : i + CHUNK]) - samples[i : i + CHUNK]).double().square().sum().item()
+        for i in range(0, len(points), CHUNK)
     )
     mse = torch.tensor(total / samples.numel(), dtype=torch.float64)
     return float(-10 * mse.log10())

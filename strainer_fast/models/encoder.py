@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from strainer_fast._checks import check_count
 from strainer_fast._files import Shapes, read_tensors, write_tensors
 from strainer_fast.models.architecture import Architecture
 from strainer_fast.nn import SineLinear
-
 
 MAX_COORDINATES = 16
 MAX_CHANNELS = 4096
@@ -52,16 +51,14 @@ class Encoder(nn.Module):
         self.record: dict[str, Any] = {}
         hidden = architecture.hidden_features
         self.layers = nn.ModuleList(
-            SineLinear(
-                in_features if i == 0 else hidden, hidden, omega=o, is_first=i == 0, device=device, dtype=dtype
-            )
+            SineLinear(in_features if i == 0 else hidden, hidden, omega=o, is_first=i == 0, device=device, dtype=dtype)
             for i, o in enumerate(architecture.omegas[: architecture.num_shared_layers])
         )
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw new parameters by SIREN's rules, layer by layer."""
         for layer in self.layers:
-            layer.reset_parameters(generator)
+            cast(SineLinear, layer).reset_parameters(generator)
 
     def forward(self, points: Tensor) -> Tensor:
         """[..., in] -> [..., H]"""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -95,7 +96,7 @@ def _chain(state: Mapping[str, Tensor], layout: str) -> list[dict[str, Tensor]]:
     for layer in layers:
         layer.setdefault("bias", layer["weight"].new_zeros(layer["weight"].shape[0]))
     widths = {size for layer in layers[:-1] for size in layer["weight"].shape[:1]}
-    chained = all(a["weight"].shape[0] == b["weight"].shape[1] for a, b in zip(layers, layers[1:], strict=False))
+    chained = all(a["weight"].shape[0] == b["weight"].shape[1] for a, b in pairwise(layers))
     if not chained or len(widths) > 1:
         shapes = [tuple(layer["weight"].shape) for layer in layers]
         raise bad_input(f"{layout} checkpoint", "hidden layers of one width", shapes, "Other shapes cannot be loaded.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -89,9 +90,7 @@ class Siren(nn.Module):
         num_shared = sum(name.endswith(".weight") for name in state)
         first = state.get("layers.0.weight")
         if first is None:
-            raise bad_input(
-                "encoder", "keys 'layers.0.weight', ...", sorted(state), "Pass Strainer.encoder_state()."
-            )
+            raise bad_input("encoder", "keys 'layers.0.weight', ...", sorted(state), "Pass Strainer.encoder_state().")
         num_layers = num_shared + 1 if num_layers is None else num_layers
         if num_layers <= num_shared:
             raise bad_input(
@@ -101,9 +100,7 @@ class Siren(nn.Module):
                 "The last layer of a network is linear and not part of the encoder.",
             )
         hidden, in_features = first.shape
-        siren = cls(
-            in_features, hidden, num_layers, out_features, omega, device=first.device, dtype=first.dtype
-        )
+        siren = cls(in_features, hidden, num_layers, out_features, omega, device=first.device, dtype=first.dtype)
         siren.reset_parameters(generator)
         siren.load_state_dict({**siren.state_dict(), **state})
         return siren
@@ -111,7 +108,7 @@ class Siren(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw new parameters by SIREN's rules, layer by layer."""
         for layer in self.layers:
-            layer.reset_parameters(generator)
+            cast(SineLinear, layer).reset_parameters(generator)
         self._reset_head(generator)
 
     def _reset_head(self, generator: torch.Generator | None) -> None:

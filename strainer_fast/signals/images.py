@@ -63,7 +63,10 @@ def from_pillow(image: Image.Image) -> tuple[FloatImage, Range, bool]:
         pixels = np.asarray(image, dtype=np.int64)
         if pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
             raise bad_input(
-                "integer image", "0 to 65535", f"{pixels.min()} to {pixels.max()}", "Load it as an array, with value_range."
+                "integer image",
+                "0 to 65535",
+                f"{pixels.min()} to {pixels.max()}",
+                "Load it as an array, with value_range.",
             )
         return (pixels[..., None] / 65535).astype(np.float32), (0.0, 65535.0), False
     if mode == "F":
@@ -78,9 +81,7 @@ def from_pillow(image: Image.Image) -> tuple[FloatImage, Range, bool]:
     return np.atleast_3d(pixels8), (0.0, 255.0), image.mode in ("LA", "RGBA")
 
 
-def from_array(
-    array: NDArray[Any] | Tensor, value_range: Range | None, name: str
-) -> tuple[FloatImage, Range, bool]:
+def from_array(array: NDArray[Any] | Tensor, value_range: Range | None, name: str) -> tuple[FloatImage, Range, bool]:
     """An array [H, W] or [H, W, C] as ([H, W, C], source range, last channel is alpha).
 
     8- and 16-bit integers and booleans have a range of their own; floats are taken as they are; anything else needs
@@ -104,7 +105,10 @@ def from_array(
     is_float = np.issubdtype(array.dtype, np.floating)
     if value_range is None and not is_float and array.dtype.name not in own:
         raise bad_input(
-            name, "uint8, uint16, bool or float values", array.dtype, "Say what maps to 0 and 1: value_range=(low, high)."
+            name,
+            "uint8, uint16, bool or float values",
+            array.dtype,
+            "Say what maps to 0 and 1: value_range=(low, high).",
         )
     if not is_float and array.dtype.kind not in "uib":
         raise bad_type(name, "numbers", array, f"Its dtype is {array.dtype}.")
@@ -169,9 +173,7 @@ def resize(image: FloatImage, size: tuple[int, int] | None, crop: bool) -> Float
     if size is None or image.shape[:2] == size:
         return np.ascontiguousarray(image)
     planes = [
-        np.asarray(
-            Image.fromarray(np.ascontiguousarray(image[..., c])).resize(size[::-1], Image.Resampling.LANCZOS)
-        )
+        np.asarray(Image.fromarray(np.ascontiguousarray(image[..., c])).resize(size[::-1], Image.Resampling.LANCZOS))
         for c in range(image.shape[-1])
     ]
     return np.stack(planes, axis=-1).clip(0, 1)

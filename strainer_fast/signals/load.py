@@ -41,7 +41,8 @@ def load(
 
     Args:
         source: one of these or a sequence of them: an image file; a folder (its image files in order of name, no
-            subfolders, no hidden files); an array or tensor [H, W], [H, W, C] or [N, H, W, C]; a Pillow image; a Signal.
+            subfolders, no hidden files); an array or tensor [H, W], [H, W, C] or [N, H, W, C]; a Pillow image;
+            a Signal.
             EXIF orientation is applied; 8-bit, 16-bit and float images keep their precision.
         size: resize to (height, width), or a square; None keeps each image's own size.
         crop: first cut the largest centred window of `size`'s aspect ratio (a square without `size`), so that nothing
@@ -49,7 +50,8 @@ def load(
         channels: 1 or 3 converts to grey or RGB; None keeps what the image has.
         alpha: what to do with an alpha channel: "drop", "black" or "white" (composite over it), "keep". Images with
             alpha are refused without it.
-        value_range: for arrays: the values that map to 0 and 1. Not needed for uint8, uint16, bool, or floats in [0, 1].
+        value_range: for arrays: the values that map to 0 and 1. Not needed for uint8, uint16, bool, or floats in
+            [0, 1].
 
     Returns:
         At least one signal. Files in a folder or list that cannot be read are skipped with a UserWarning that names
@@ -58,9 +60,7 @@ def load(
     Raises:
         InputError when nothing could be read, or an array cannot be used.
     """
-    signals, skipped = load_all(
-        source, size=size, crop=crop, channels=channels, alpha=alpha, value_range=value_range
-    )
+    signals, skipped = load_all(source, size=size, crop=crop, channels=channels, alpha=alpha, value_range=value_range)
     if skipped:
         listing = "; ".join(f"{s.source}: {s.reason}" for s in skipped)
         if not signals:

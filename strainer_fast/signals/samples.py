@@ -23,7 +23,13 @@ def samples(name: str, split: str = "train", *, size: int | tuple[int, int] | No
 
     Sources and licences: strainer_fast/signals/data/NOTICE.
     """
+    return load(sample_folders(f"{name}/{split}"), size=size)
+
+
+def sample_folders(text: str) -> list[Path]:
+    """The folders behind "NAME" (its train images) or "NAME/SPLIT"."""
+    name, _, split = text.partition("/")
     check_choice("samples", name, SAMPLES)
-    check_choice("split", split, SPLITS)
+    check_choice("split", split or "train", SPLITS)
     folder = Path(__file__).parent / "data" / name
-    return load([folder / part for part in ("train", "test") if split in (part, "all")], size=size)
+    return [folder / part for part in ("train", "test") if (split or "train") in (part, "all")]

@@ -97,7 +97,7 @@ def unique_names(names: Iterable[str]) -> list[str]:
     taken: set[str] = set()
     result = []
     for name in names:
-        safe = re.sub(r"[^\w.+=@ -]", "_", name).strip(" .")[:120] or "signal"
+        safe = re.sub(r"[^\w. -]", "_", name).strip(" .-")[:120] or "signal"
         candidate, count = safe, 1
         while candidate.lower() in taken:
             count += 1

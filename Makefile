@@ -1,0 +1,49 @@
+# The words that README, CONTRIBUTING and CI use. Every target sets up .venv when it is missing and re-uses it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest -q
+
+.PHONY: demo test test-main test-interpreter test-aot check check-long lint bench dev clean
+
+demo: $(STAMP)
+	$(BIN)/strainer-fast demo --out demo
+
+test: test-main test-interpreter test-aot
+
+test-main: $(STAMP)
+	$(PYTEST) -m "not long" --ignore=tests/kernels --ignore=tests/aot
+
+# Triton decides once per process whether it interprets, so these two have processes of their own.
+test-interpreter: $(STAMP)
+	$(PYTEST) tests/kernels
+
+test-aot: $(STAMP)
+	$(PYTEST) tests/aot
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test
+
+check-long: check
+	$(PYTEST) -m long --ignore=tests/kernels --ignore=tests/aot
+
+bench: $(STAMP)
+	$(PYTEST) benchmarks
+
+dev: $(STAMP)
+
+# The link lets type checkers and editors find strainer_fast.kernels; an install must not see it.
+$(STAMP): pyproject.toml setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	rm -f strainer_fast/kernels
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	ln -s ../kernels strainer_fast/kernels
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache strainer_fast/kernels

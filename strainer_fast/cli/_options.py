@@ -1,0 +1,98 @@
+"""Options that several verbs share, and how their text is read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from strainer_fast._checks import InputError, bad_input
+from strainer_fast.cli._console import Reporter
+from strainer_fast.fitting import Recipe, recipe
+from strainer_fast.ops import explain
+from strainer_fast.signals import Signal, Skipped, load_all
+from strainer_fast.signals.samples import sample_folders
+
+Images = Annotated[
+    list[str],
+    typer.Argument(help="Image files and folders, or samples:brain-mri/train (test, all), samples:photos/..."),
+]
+RecipeName = Annotated[str, typer.Option("--recipe", help="Preset that says how to optimise.")]
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps; the recipe's by default.")]
+Seed = Annotated[int, typer.Option(help="Signal i draws its random numbers from seed + i.")]
+Size = Annotated[str | None, typer.Option(help="Resize to HxW (or N for NxN); images keep their size without it.")]
+Crop = Annotated[bool, typer.Option("--crop", help="Cut to the aspect ratio of --size first, instead of stretching.")]
+Channels = Annotated[int | None, typer.Option(help="Convert to 1 (grey) or 3 (RGB) channels.")]
+Alpha = Annotated[str | None, typer.Option(help="For images with alpha: drop, black, white (background) or keep.")]
+Implementation = Annotated[str, typer.Option(help="What computes; see `strainer-fast doctor`.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; PyTorch's choice by default.", min=1)]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but warnings and errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress goes to stderr.")]
+HiddenFeatures = Annotated[int, typer.Option(help="Width of the sine layers.")]
+NumLayers = Annotated[int, typer.Option(help="All linear layers counted, the last included.")]
+SharedLayers = Annotated[int, typer.Option(help="Sine layers in the shared encoder.")]
+OmegaText = Annotated[
+    str, typer.Option("--omega", help="Frequency scale: one number, or one per sine layer (30,30,...).")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is already in the output.")]
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """ "178x120" or "178" as (height, width)."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,9})(?:[xX](\d{1,9}))?", text.strip())
+    if match is None:
+        raise bad_input("--size", "HxW, for example 178x178, or one number", repr(text), "Sizes are in pixels.")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def parse_omega(text: str) -> float | tuple[float, ...]:
+    """ "30" as a float, "30,10,10" as one float per sine layer."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise bad_input("--omega", "numbers separated by commas", repr(text), "For example 30.") from None
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def parse_window(text: str | None) -> list[tuple[float, float]] | None:
+    """ "y0,x0,y1,x1" as [(y0, y1), (x0, x1)]."""
+    if text is None:
+        return None
+    try:
+        y0, x0, y1, x1 = (float(part) for part in text.split(","))
+    except ValueError:
+        raise bad_input("--window", "y0,x0,y1,x1 in [-1, 1]", repr(text), "For example -0.5,-0.5,0.5,0.5.") from None
+    return [(y0, y1), (x0, x1)]
+
+
+def read_signals(
+    sources: list[str], size: str | None, crop: bool, channels: int | None, alpha: str | None, reporter: Reporter
+) -> tuple[list[Signal], list[Skipped]]:
+    """Read all images; name those that cannot be read; fail when none can."""
+    paths: list[Any] = []
+    for source in sources:
+        paths += sample_folders(source.removeprefix("samples:")) if source.startswith("samples:") else [Path(source)]
+    signals, skipped = load_all(paths, size=parse_size(size), crop=crop, channels=channels, alpha=alpha)
+    for bad in skipped:
+        reporter.warn(f"skipped {bad.source}: {bad.reason}")
+    if not signals:
+        raise InputError(f"none of the {len(skipped)} files could be read")
+    return signals, skipped
+
+
+def make_recipe(name: str, **changes: Any) -> Recipe:
+    """The preset with the options that were given."""
+    return recipe(name, **{field: value for field, value in changes.items() if value is not None})
+
+
+def set_up(threads: int | None, implementation: str, device: str) -> str:
+    """Apply --threads; returns what will run, in words (and fails here if it cannot)."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return f"{explain(implementation, device)}; {torch.get_num_threads()} CPU threads"

@@ -1,0 +1,54 @@
+"""strainer-fast doctor"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from strainer_fast import __version__
+from strainer_fast.cli import _options as opt
+from strainer_fast.cli._console import Reporter, handled
+from strainer_fast.ops import explain
+
+
+def _installed(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu_name() -> str:
+    try:
+        with Path("/proc/cpuinfo").open() as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+@handled
+def doctor(quiet: opt.Quiet = False, json: opt.Json = False) -> None:
+    """Say what this machine has, what runs on it, and why."""
+    reporter = Reporter(quiet, json)
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    facts = {
+        "strainer_fast": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": _installed("triton"),
+        "numpy": _installed("numpy"),
+        "pillow": _installed("pillow"),
+        "matplotlib": _installed("matplotlib") + " (demo pictures: extra `plots`)",
+        "cpu": f"{_cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} PyTorch threads",
+        "gpu": ", ".join(gpus) or "none that PyTorch sees",
+        "runs": explain(),
+    }
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        reporter.say(f"{name.ljust(width)}  {value}")
+    reporter.emit(facts)

@@ -1,0 +1,171 @@
+"""strainer-fast fit"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from strainer_fast._checks import InputError, bad_input
+from strainer_fast._files import check_writable
+from strainer_fast.cli import _options as opt
+from strainer_fast.cli._console import EXIT_PARTIAL, Reporter, decibels, handled, table
+from strainer_fast.fitting import FitResult, Interrupted, Progress
+from strainer_fast.fitting import fit as run_fit
+from strainer_fast.fitting.output import WEIGHTS, output_bytes, write_previews, write_tables
+from strainer_fast.fitting.result import signal_data
+from strainer_fast.models import Architecture, Encoder
+from strainer_fast.signals import Signal
+
+SAVE_SECONDS = 10.0
+"""Least time between two saves of what is finished so far."""
+
+
+@handled
+def fit(
+    images: opt.Images,
+    out: Annotated[Path, typer.Option(help="Folder for weights, tables and previews.")],
+    init: Annotated[str, typer.Option(help="An encoder file, or siren for random networks.")] = "siren",
+    target_psnr: Annotated[float | None, typer.Option(help="Stop each image once it reaches this many dB.")] = None,
+    start: Annotated[str | None, typer.Option(help="Decoder to start from: random, least_squares, mean.")] = None,
+    recipe: opt.RecipeName = "paper",
+    steps: opt.Steps = None,
+    seed: opt.Seed = 0,
+    size: opt.Size = None,
+    crop: opt.Crop = False,
+    channels: opt.Channels = None,
+    alpha: opt.Alpha = None,
+    hidden_features: opt.HiddenFeatures = 256,
+    num_layers: opt.NumLayers = 6,
+    omega: opt.OmegaText = "30",
+    overwrite: opt.Overwrite = False,
+    implementation: opt.Implementation = "auto",
+    device: opt.Device = "auto",
+    threads: opt.Threads = None,
+    quiet: opt.Quiet = False,
+    json: opt.Json = False,
+) -> None:
+    """Fit a network to each image, from a STRAINER encoder or from scratch.
+
+    Interrupted, the same command continues with the images that are not finished. The sizes of the network
+    (--hidden-features, --num-layers, --omega) are for --init siren; an encoder brings its own.
+    """
+    reporter = Reporter(quiet, json)
+    settings = opt.make_recipe(recipe, steps=steps, seed=seed, start=start, target_psnr=target_psnr)
+    encoder = None if init == "siren" else Encoder.load(init)
+    architecture = (
+        Architecture(hidden_features, num_layers, num_layers - 1, opt.parse_omega(omega))
+        if encoder is None
+        else encoder.architecture
+    )
+    running_on = opt.set_up(threads, implementation, device)
+    signals, skipped = opt.read_signals(images, size, crop, channels, alpha, reporter)
+    done = _prepare_folder(out, signals, architecture, settings.steps, overwrite)
+
+    reporter.say(f"{len(signals)} signals; {architecture}; from {init}")
+    reporter.say(f"running on {running_on}")
+    if done is not None:
+        kept = sum(reason != "interrupted" for reason in done.stop_reasons)
+        reporter.say(f"{kept} of {len(signals)} are in {out} already")
+    last_save = time.monotonic()
+
+    def save(result: FitResult) -> None:
+        nonlocal last_save
+        if time.monotonic() - last_save < SAVE_SECONDS:
+            return
+        try:
+            write_tables(result, out)
+        except OSError as error:
+            reporter.warn(f"could not save yet, going on: {error}")
+        last_save = time.monotonic()
+
+    try:
+        with reporter.progress("fitting", len(signals) * settings.steps) as update:
+            result = run_fit(
+                signals,
+                encoder or "siren",
+                settings,
+                architecture=None if encoder else architecture,
+                done=done,
+                implementation=implementation,
+                device=device,
+                on_check=_shower(update, settings.steps),
+                on_result=save,
+            )
+    except Interrupted as stop:
+        if stop.result is not None:
+            write_tables(stop.result, out)
+        raise Interrupted(f"{stop}; kept in {out}. Run the same command again to go on.") from None
+    files = [*write_tables(result, out), *write_previews(result, signals, out)]
+    _summarise(result, reporter, out, len(files) - 3)
+    diverged = result.stop_reasons.count("non_finite")
+    if diverged:
+        reporter.warn(f"{diverged} signals had a loss that was not finite: kept their last finite weights")
+    if skipped:
+        reporter.warn(f"{len(skipped)} of {len(skipped) + len(signals)} files were skipped")
+    reporter.emit(
+        {
+            "out": str(out),
+            "signals": [signal_data(s) for s in result.signals],
+            "skipped": [vars(s) for s in skipped],
+            "files": [str(f) for f in files],
+            "settings": result.settings,
+        }
+    )
+    if skipped or diverged:
+        raise typer.Exit(EXIT_PARTIAL)
+
+
+def _prepare_folder(
+    out: Path, signals: list[Signal], architecture: Architecture, steps: int, overwrite: bool
+) -> FitResult | None:
+    """Check that the folder takes the output; returns what an earlier run left there."""
+    if out.exists() and not out.is_dir():
+        raise bad_input("--out", "a folder", f"the file {out}", "Choose another name.")
+    parameters = architecture.hidden_features**2 * architecture.num_layers
+    points = max(s.samples().shape[0] for s in signals)
+    check_writable(out, output_bytes(len(signals), parameters, points, steps))
+    earlier = out / WEIGHTS
+    if overwrite:
+        earlier.unlink(missing_ok=True)
+    if not earlier.exists():
+        return None
+    try:
+        return FitResult.load(earlier)
+    except InputError as error:
+        raise InputError(f"{error} Pass --overwrite, or choose another --out.") from None
+
+
+def _shower(update: Any, steps: int) -> Any:
+    reached: dict[int, int] = {}
+
+    def show(progress: Progress) -> None:
+        for index in progress.running:
+            reached[index] = progress.step
+        mean = sum(progress.psnr) / len(progress.psnr)
+        more = f" (mean of {len(progress.psnr)})" if len(progress.psnr) > 1 else ""
+        running = set(progress.running)
+        done = sum(step if index in running else steps for index, step in reached.items())
+        update(done, f"{mean:.1f} dB{more}")
+
+    return show
+
+
+def _summarise(result: FitResult, reporter: Reporter, out: Path, previews: int) -> None:
+    rows = [
+        (
+            s.name,
+            "x".join(map(str, s.shape)),
+            str(s.channels),
+            decibels(s.psnr),
+            str(s.steps),
+            f"{s.seconds:.1f}",
+            s.stop_reason,
+        )
+        for s in result.signals
+    ]
+    reporter.say(table(("name", "size", "channels", "PSNR dB", "steps", "seconds", "stopped by"), rows))
+    reporter.say(f"wrote {out / WEIGHTS}, results.csv, curves.csv and {previews} previews")
+    reporter.say(f"next: strainer-fast render {out} --size 1024x1024 --out {out}/large")
