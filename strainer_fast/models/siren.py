@@ -89,8 +89,8 @@ class Siren(nn.Module):
             state, omega = encoder, 30.0 if omega is None else omega
         num_shared = sum(name.endswith(".weight") for name in state)
         first = state.get("layers.0.weight")
-        if first is None:
-            raise bad_input("encoder", "keys 'layers.0.weight', ...", sorted(state), "Pass Strainer.encoder_state().")
+        if first is None or not all(name.startswith("layers.") for name in state):
+            raise bad_input("encoder", "layers.0.weight, ... only", sorted(state), "Pass Strainer.encoder_state().")
         num_layers = num_shared + 1 if num_layers is None else num_layers
         if num_layers <= num_shared:
             raise bad_input(

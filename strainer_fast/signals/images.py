@@ -70,7 +70,7 @@ def from_pillow(image: Image.Image) -> tuple[FloatImage, Range, bool]:
             )
         return (pixels[..., None] / 65535).astype(np.float32), (0.0, 65535.0), False
     if mode == "F":
-        return np.asarray(image, dtype=np.float32)[..., None], (0.0, 1.0), False
+        return np.array(image, dtype=np.float32)[..., None], (0.0, 1.0), False
     if mode in ("LA", "RGBA", "La", "RGBa", "PA") or "transparency" in image.info:
         image = image.convert("LA" if mode in ("L", "LA", "La", "1") else "RGBA")
     elif mode == "1":

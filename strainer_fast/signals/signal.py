@@ -37,7 +37,7 @@ class Signal:
             raise bad_type(what, "a tensor [*grid, C]", values, "Use signals.load for arrays and files.")
         if values.ndim < 2 or values.numel() == 0:
             raise bad_input(what, "shape [*grid, C] without empty axes", list(values.shape), "Check the source.")
-        values = values.detach().to("cpu", torch.float32).contiguous()
+        values = values.detach().to("cpu", torch.float32, copy=True).contiguous()
         bad = ~torch.isfinite(values)
         if bad.any():
             first = tuple(int(i) for i in bad.nonzero()[0])
