@@ -1,5 +1,6 @@
 """Checkpoints of other libraries: look-alikes of their layouts, written from their documented structure."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ class Scaled(nn.Module):
 def chain(sizes: list[int], omegas: list[float], bias: bool = True) -> list[nn.Module]:
     """Linear, sine, linear, sine, ..., linear."""
     modules: list[nn.Module] = []
-    for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (a, b) in enumerate(pairwise(sizes)):
         modules.append(nn.Linear(a, b, bias=bias))
         if i < len(omegas):
             modules.append(Scaled(omegas[i]))
@@ -175,7 +176,7 @@ def test_from_a_file_and_in_double(tmp_path: Path) -> None:
 
 def test_a_pickled_module_is_not_executed(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
-    with pytest.raises(Exception, match="weights_only|Weights only"):
+    with pytest.raises(Exception, match=r"weights_only|Weights only"):
         sf.load_foreign(tmp_path / "module.pt", "alpine")
 
 

@@ -125,7 +125,7 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
 
 
 def test_alpha_needs_a_choice() -> None:
-    with pytest.raises(sf.InputError, match="a choice for its alpha channel.*'drop', 'black' or 'white'"):
+    with pytest.raises(sf.InputError, match=r"a choice for its alpha channel.*'drop', 'black' or 'white'"):
         load(RGBA)
     with pytest.raises(sf.InputError, match="alpha"):
         load(Image.fromarray(RGBA))
@@ -226,7 +226,7 @@ def test_folder_with_bad_files(image_folder: Path) -> None:
     assert [s.name for s in signals] == ["a", "b", "c"]
     assert [Path(s.source).name for s in skipped] == ["cut.png", "empty.png", "notes.txt"]
     assert skipped[2].reason == "not an image that Pillow can read"
-    with pytest.warns(UserWarning, match="skipped 3 of 6: .*cut.png"):
+    with pytest.warns(UserWarning, match=r"skipped 3 of 6: .*cut\.png"):
         load(image_folder)
 
 
