@@ -33,7 +33,7 @@ check-long: check
 	$(PYTEST) -m long --ignore=tests/kernels --ignore=tests/aot
 
 bench: $(STAMP)
-	$(PYTEST) benchmarks
+	$(PYTEST) benchmarks --benchmark-columns=min,median,iqr,rounds
 
 dev: $(STAMP)
 

@@ -53,7 +53,7 @@ def _encoder(encoder: Encoder, reporter: Reporter) -> None:
         f"stopped by {record['stop_reason']}"
     )
     rows = [
-        (name, "exact" if psnr is None else decibels(psnr))
+        (name, decibels(psnr) if psnr is not None else "exact" if record["stop_reason"] == "budget" else "unknown")
         for name, psnr in zip(record["signals"], record["psnr"], strict=True)
     ]
     reporter.say(table(("signal", "PSNR dB"), rows))

@@ -58,15 +58,23 @@ def _available_bytes(device: torch.device) -> int | None:
 def check_same_settings(what: str, then: Mapping[str, Any], now: Mapping[str, Any], fix: str) -> None:
     """Refuse to continue a run with other settings, and name them.
 
-    Raises InputError listing each difference as "name: then -> now".
+    Raises InputError listing each difference as "group.name then -> now".
     """
+    before, after = _flatten(then), _flatten(now)
     different = [
-        f"{name}: {then.get(name)} -> {now.get(name)}"
-        for name in sorted(then.keys() | now.keys())
-        if then.get(name) != now.get(name)
+        f"{name} {before.get(name)} -> {after.get(name)}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
     ]
     if different:
         raise bad_input(what, "the settings it was begun with", "; ".join(different), fix)
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
 
 
 def fingerprints(signals: Sequence[Signal]) -> list[str]:

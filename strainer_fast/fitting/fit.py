@@ -30,6 +30,9 @@ STACK_ELEMENTS = 2**23
 small ones share their calls. 8 M keeps a layer of 178x178 points and width 256 alone."""
 
 
+_DISCARD = "Choose another output, or discard the earlier one (--overwrite)."
+
+
 @dataclass(frozen=True)
 class _Row:
     """A finished signal: what is known, its curve and its parameters by name."""
@@ -243,15 +246,14 @@ def _take_over(
     if done is None:
         return {}
     then = {name: value for name, value in done.settings.items() if name != "environment"}
-    engine.check_same_settings("earlier result", then, settings, "Choose another output folder, or delete this one.")
+    engine.check_same_settings("earlier result", then, settings, _DISCARD)
     wanted = {(s.name, h): i for i, (s, h) in enumerate(zip(signals, hashes, strict=True))}
     taken = {}
     for row, signal in enumerate(done.signals):
         index = wanted.get((signal.name, signal.fingerprint))
         if index is None:
             raise InputError(
-                f"earlier result: {signal.name} is not among the signals, or has changed since. "
-                "Choose another output folder, or delete this one."
+                f"earlier result: {signal.name} is not among the signals, or has changed since. {_DISCARD}"
             )
         if signal.stop_reason != loop.INTERRUPTED:
             taken[index] = _Row(signal, done.curves[row], dict(done.module(row).state_dict()))

@@ -183,7 +183,7 @@ def _resume(
     groups = {"parameters": parameters, "exp_avg": adam.exp_avg, "exp_avg_sq": adam.exp_avg_sq}
 
     def expected(document: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-        fix = f"Delete {path} to begin anew, or choose another output."
+        fix = f"Choose another output, or delete {path} to begin anew (--overwrite)."
         engine.check_same_settings(f"unfinished run {path.name}", document["settings"], settings, fix)
         shapes = {f"{group}.{i}": tuple(t.shape) for group, ts in groups.items() for i, t in enumerate(ts)}
         return shapes | {"step": (), "curves.mse": (len(settings["signals"]), int(document["steps_done"]))}

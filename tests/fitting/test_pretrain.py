@@ -93,7 +93,10 @@ def test_a_checkpoint_of_another_run_is_refused(scans: list[sf.Signal], tiny: sf
         sf.pretrain(
             scans, sf.recipe(pretrain_steps=40), architecture=tiny, checkpoint=path, checkpoint_seconds=0, on_check=fail
         )
-    with pytest.raises(sf.InputError, match=r"unfinished run run.checkpoint: .*got recipe: .*Delete .*run.checkpoint"):
+    with pytest.raises(
+        sf.InputError,
+        match=r"unfinished run run.checkpoint: .*got recipe\.pretrain_steps 40 -> 41\. .*delete .*run.checkpoint",
+    ):
         sf.pretrain(scans, sf.recipe(pretrain_steps=41), architecture=tiny, checkpoint=path)
     with pytest.raises(sf.InputError, match="fingerprints"):
         sf.pretrain(scans[::-1], sf.recipe(pretrain_steps=40), architecture=tiny, checkpoint=path)

@@ -300,5 +300,5 @@ def test_signals_of_other_dimensions() -> None:
     assert volume.points().shape == (60, 3)
     sound = Signal(torch.rand(50, 2))
     assert sound.shape == (50,)
-    with pytest.raises(sf.InputTypeError, match="signals.load"):
+    with pytest.raises(sf.InputTypeError, match=r"signals.load"):
         Signal(np.zeros((2, 2, 1)))
