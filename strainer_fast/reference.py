@@ -113,7 +113,8 @@ def least_squares_heads(
     Minimises, per signal, |F W^T + b - Y|^2 / P + lambda |W|^2 with lambda = ridge * (mean feature variance);
     the bias is not penalised. Returned in the dtype of `values`.
 
-    Raises InputError for shapes that do not belong together or a negative ridge.
+    Raises InputError for shapes that do not belong together, a negative ridge, or one too small for features that
+    depend on each other.
     """
     if features.ndim not in (2, 3) or values.ndim != 3 or features.shape[-2] != values.shape[-2]:
         raise bad_input(
@@ -134,7 +135,11 @@ def least_squares_heads(
     # Constant features (one point, say) leave nothing to solve: any positive lambda then gives weight 0.
     strength = torch.where(variance > 0, ridge * variance, torch.ones_like(variance))
     eye = torch.eye(width, dtype=f.dtype, device=f.device)
-    weight = torch.linalg.solve(covariance + strength * eye, cross).transpose(-1, -2)  # [N, C, H]
+    # Not linalg.solve: its LU fails on some CPU builds once torch.set_num_threads was raised and lowered again.
+    factor, failed = torch.linalg.cholesky_ex(covariance + strength * eye)
+    if failed.any():
+        raise bad_input("ridge", "enough to make the features' covariance definite", ridge, "Use 1e-8 or more.")
+    weight = torch.cholesky_solve(cross, factor).transpose(-1, -2)  # [N, C, H]
     bias = (y_mean - f_mean @ weight.transpose(-1, -2)).squeeze(-2)
     return weight.to(values.dtype), bias.to(values.dtype)
 

@@ -113,6 +113,15 @@ def test_least_squares_of_one_point_and_of_fewer_points_than_features() -> None:
     torch.testing.assert_close(reference.multi_head_linear(features, weight, bias), values, atol=1e-4, rtol=0)
 
 
+def test_least_squares_of_features_that_depend_on_each_other() -> None:
+    features = torch.randn(20, 1).expand(20, 3)
+    weight, _ = reference.least_squares_heads(features, torch.rand(2, 20, 1))
+    assert torch.isfinite(weight).all()
+    torch.testing.assert_close(weight[..., :1].expand_as(weight), weight)  # ridge shares it evenly
+    with pytest.raises(InputError, match="ridge: expected enough"):
+        reference.least_squares_heads(features, torch.rand(2, 20, 1), ridge=0.0)
+
+
 def test_least_squares_refuses_what_does_not_belong_together() -> None:
     with pytest.raises(InputError, match="the same P"):
         reference.least_squares_heads(torch.zeros(4, 2), torch.zeros(1, 5, 1))
