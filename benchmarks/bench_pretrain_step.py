@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import strainer_fast as sf
-from strainer_fast.fitting.loop import losses_and_gradients
+from strainer_fast.ops import losses_and_gradients
 
 SIZE = 96
 CASES = [pytest.param(n, id=f"{n}_heads") for n in (1, 10)]
@@ -20,7 +20,7 @@ def one_product(model: sf.Strainer, points: Tensor, values: Tensor) -> Callable[
     """What `pretrain` runs."""
     layers = [*model.encoder.layers, *model.decoder, model.head]
     parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
-    return lambda: list(losses_and_gradients(points, values, parameters, model.architecture.omegas, True)[1])
+    return lambda: list(losses_and_gradients("tiled", points, values, parameters, model.architecture.omegas, True)[1])
 
 
 def loop_over_heads(model: sf.Strainer, points: Tensor, values: Tensor) -> Callable[[], list[Tensor]]:

@@ -24,7 +24,7 @@ def sine_linear(
     omega: float | Tensor = 30.0,
 ) -> Tensor:  # [..., out]
     """y = sin(omega * (x W^T + b)), SIREN's layer (Sitzmann et al. 2020, section 3.2). omega scales the bias too."""
-    with _no_autocast(x):
+    with no_autocast(x):
         x, weight, bias, out_dtype = _widen(x, weight, bias)
         return torch.sin(omega * F.linear(x, weight, bias)).to(out_dtype)
 
@@ -54,7 +54,7 @@ def batched_sine_linear(
     omega: float | Tensor = 30.0,
 ) -> Tensor:  # [N, P, out]
     """N sine layers in one product: y_n = sin(omega * (x_n W_n^T + b_n))."""
-    with _no_autocast(x):
+    with no_autocast(x):
         x, weight, bias, out_dtype = _widen(x, weight, bias)
         return torch.sin(omega * multi_head_linear(x, weight, bias)).to(out_dtype)
 
@@ -155,6 +155,7 @@ def _widen(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tens
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), out_dtype
 
 
-def _no_autocast(x: Tensor) -> torch.autocast | nullcontext[None]:
+def no_autocast(x: Tensor) -> torch.autocast | nullcontext[None]:
+    """Within, products on the device of `x` keep the dtype of their operands."""
     device = x.device.type
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

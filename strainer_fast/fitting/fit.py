@@ -79,20 +79,21 @@ def fit(
     """
     signals = as_signals(signals)
     recipe = get_recipe(recipe) if target_psnr is None else get_recipe(recipe, target_psnr=target_psnr)
-    chosen, where = choose(implementation), choose_device(device)
+    where = choose_device(device)
+    chosen = choose(implementation, where).name
     start_from = _resolve_init(init, architecture)
     network = start_from.architecture if isinstance(start_from, Encoder) else start_from
     in_features = _check_dimensions(signals, start_from)
     check_start(recipe.start, start_from, [s.channels for s in signals])
     stacks = _stacks(signals, network)
     for stack in stacks:
-        engine.check_memory(signals[stack[0]], len(stack), network, where)
+        engine.check_memory(chosen, signals[stack[0]], len(stack), network, where)
     settings = {
         "recipe": recipe.as_dict(),
         "init": _describe_init(start_from),
         "architecture": network.as_dict(),
     }
-    surroundings = engine.environment(chosen.name, where)
+    surroundings = engine.environment(chosen, where)
     hashes = engine.fingerprints(signals)
     finished = _take_over(done, signals, hashes, settings)
 
@@ -129,6 +130,7 @@ def fit(
                 start_from,
                 recipe,
                 [recipe.seed + i for i in todo],
+                chosen,
                 where,
                 interrupted,
                 look,
@@ -147,6 +149,7 @@ def _fit_stack(
     init: Encoder | Architecture,
     recipe: Recipe,
     seeds: Sequence[int],
+    implementation: str,
     device: torch.device,
     stop: Callable[[], bool],
     look: Callable[[loop.Look, list[str]], None],
@@ -167,6 +170,7 @@ def _fit_stack(
         list(named.values()),
         stack.omegas,
         recipe,
+        implementation=implementation,
         steps=recipe.steps,
         independent=True,
         target_psnr=recipe.target_psnr,

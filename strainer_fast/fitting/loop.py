@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from strainer_fast import reference
 from strainer_fast.fitting.optim import Adam, rows
 from strainer_fast.fitting.recipe import Recipe
 from strainer_fast.models import Siren
+from strainer_fast.ops import losses_and_gradients
 
 TARGET, BUDGET, NON_FINITE, INTERRUPTED = "target", "budget", "non_finite", "interrupted"
 """Why a signal stopped: target PSNR reached, all steps done, loss not finite, Ctrl-C."""
@@ -75,21 +75,6 @@ class Trace:
         return Curve(psnr, np.interp(np.arange(len(mse)), at, seconds).astype(np.float32))
 
 
-def losses_and_gradients(
-    points: Tensor,  # [P, in]
-    values: Tensor,  # [N, P, C]
-    parameters: Sequence[Tensor],  # weight and bias of each layer in turn, plain or stacked
-    omegas: Sequence[float],
-    want_gradients: bool,
-) -> tuple[Tensor, tuple[Tensor, ...]]:  # MSE [N], gradients of their sum
-    """One evaluation of the network: every engine does this, and the loop does the rest."""
-    with torch.set_grad_enabled(want_gradients):
-        prediction = reference.siren(points, parameters[::2], parameters[1::2], omegas)
-        losses = reference.mse(prediction, values)
-    gradients = torch.autograd.grad(losses.sum(), list(parameters)) if want_gradients else ()
-    return losses.detach(), gradients
-
-
 def optimise(
     points: Tensor,  # [P, in]
     values: Tensor,  # [N, P, C]
@@ -97,6 +82,7 @@ def optimise(
     omegas: Sequence[float],
     recipe: Recipe,
     *,
+    implementation: str,
     steps: int,
     independent: bool,
     target_psnr: float | None = None,
@@ -109,6 +95,7 @@ def optimise(
     """Run Adam until every signal has stopped.
 
     Args:
+        implementation: what computes a step; see `strainer_fast.ops.losses_and_gradients`.
         independent: True for N stacked networks, each of which stops on its own and leaves the stack; False for
             shared parameters, where all signals stop together and one non-finite loss stops all.
         adam: optimiser state to continue from; fresh by default.
@@ -138,7 +125,7 @@ def optimise(
 
     for step in range(first, steps + 1):
         interrupted = stop()
-        losses, gradients = losses_and_gradients(points, values, parameters, omegas, step < steps)
+        losses, gradients = losses_and_gradients(implementation, points, values, parameters, omegas, step < steps)
         alive &= torch.isfinite(losses) if independent else torch.isfinite(losses).all()
         for kept, p in zip(last_finite, parameters, strict=True):
             torch.where(rows(alive, p), p.detach(), kept, out=kept)
@@ -188,7 +175,7 @@ def optimise(
                 values, alive = values[index], alive[index]
                 last_finite = [kept[index] for kept in last_finite]
                 parameters = [p.detach()[index].requires_grad_() for p in parameters]
-                gradients = tuple(g[index] for g in gradients)
+                gradients = [g[index] for g in gradients]
                 adam.select(index)
 
         adam.update(parameters, gradients)

@@ -64,9 +64,10 @@ def pretrain(
     signals = as_signals(signals)
     recipe = get_recipe(recipe)
     architecture = architecture or Architecture()
-    chosen, where = choose(implementation), choose_device(device)
+    where = choose_device(device)
+    chosen = choose(implementation, where).name
     _check_uniform(signals)
-    engine.check_memory(signals[0], 1, architecture, where)
+    engine.check_memory(chosen, signals[0], 1, architecture, where)
     path = None if checkpoint is None else Path(checkpoint)
 
     model = Strainer(
@@ -83,7 +84,7 @@ def pretrain(
     parameters = [p for layer in _layers(model) for p in (layer.weight, layer.bias)]
     adam = Adam(parameters, recipe, None)
     settings = _settings(signals, recipe, architecture)
-    surroundings = engine.environment(chosen.name, where)
+    surroundings = engine.environment(chosen, where)
     done: list[list[float]] = []
     if path is not None and path.exists():
         done = _resume(path, parameters, adam, settings, surroundings)
@@ -113,6 +114,7 @@ def pretrain(
             parameters,
             architecture.omegas,
             recipe,
+            implementation=chosen,
             steps=recipe.pretrain_steps,
             independent=False,
             adam=adam,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -12,6 +12,7 @@ from strainer_fast._checks import Omega, bad_input, check_count, omega_per_layer
 from strainer_fast.models.encoder import Encoder
 from strainer_fast.nn import BatchedSineLinear, MultiHeadLinear, SineLinear
 from strainer_fast.nn.init import init_linear_
+from strainer_fast.ops import batched_siren_mse, siren_mse
 
 
 class Siren(nn.Module):
@@ -126,6 +127,20 @@ class Siren(nn.Module):
         values: Tensor = self.head(self.features(points))
         return values
 
+    def loss(
+        self,
+        points: Tensor,  # [P, in]
+        values: Tensor,  # [P, C]
+        *,
+        point_weights: Tensor | None = None,  # [P]
+        implementation: str = "auto",
+    ) -> Tensor:  # []
+        """Mean squared error in one pass; see `strainer_fast.ops.siren_mse`."""
+        weights, biases = layer_parameters([*self.layers, self.head])
+        return siren_mse(
+            points, values, weights, biases, self.omegas, point_weights=point_weights, implementation=implementation
+        )
+
 
 class BatchedSiren(nn.Module):
     """N independent SIRENs of one shape that advance together; every parameter is stacked [N, ...].
@@ -210,6 +225,26 @@ class BatchedSiren(nn.Module):
         """[P, in] or [N, P, in] -> [N, P, C]"""
         values: Tensor = self.head(self.features(points))
         return values
+
+    def loss(
+        self,
+        points: Tensor,  # [P, in]
+        values: Tensor,  # [N, P, C]
+        *,
+        point_weights: Tensor | None = None,  # [P] or [N, P]
+        implementation: str = "auto",
+    ) -> Tensor:  # [N]
+        """Mean squared error of each network in one pass; see `strainer_fast.ops.batched_siren_mse`."""
+        weights, biases = layer_parameters([*self.layers, self.head])
+        return batched_siren_mse(
+            points, values, weights, biases, self.omegas, point_weights=point_weights, implementation=implementation
+        )
+
+
+def layer_parameters(layers: Iterable[nn.Module]) -> tuple[list[Tensor], list[Tensor | None]]:
+    """(weights, biases) of layers in order."""
+    typed = [cast(nn.Linear, layer) for layer in layers]
+    return [layer.weight for layer in typed], [layer.bias for layer in typed]
 
 
 def siren_from_rows(state: Mapping[str, Tensor], omega: Omega) -> Siren:

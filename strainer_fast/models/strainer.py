@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from strainer_fast._checks import Omega, check_count
 from strainer_fast.models.architecture import Architecture
 from strainer_fast.models.encoder import Encoder
-from strainer_fast.models.siren import Siren, siren_from_rows
+from strainer_fast.models.siren import Siren, layer_parameters, siren_from_rows
 from strainer_fast.nn import BatchedSineLinear, MultiHeadLinear
+from strainer_fast.ops import strainer_mse
 
 
 class Strainer(nn.Module):
@@ -93,3 +94,25 @@ class Strainer(nn.Module):
             h = layer(h)
         values: Tensor = self.head(h)
         return values
+
+    def loss(
+        self,
+        points: Tensor,  # [P, in]
+        values: Tensor,  # [N, P, C]
+        *,
+        signal_weights: Tensor | None = None,  # [N]
+        point_weights: Tensor | None = None,  # [P] or [N, P]
+        implementation: str = "auto",
+    ) -> tuple[Tensor, Tensor]:  # [], [N]
+        """(sum of the signals' mean squared errors, each of them) in one pass; see `strainer_fast.ops.strainer_mse`."""
+        weights, biases = layer_parameters([*self.encoder.layers, *self.decoder, self.head])
+        return strainer_mse(
+            points,
+            values,
+            weights,
+            biases,
+            self.architecture.omegas,
+            signal_weights=signal_weights,
+            point_weights=point_weights,
+            implementation=implementation,
+        )

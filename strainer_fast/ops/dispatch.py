@@ -8,7 +8,7 @@ import torch
 
 from strainer_fast._checks import bad_input, check_choice
 
-IMPLEMENTATIONS = ("torch",)
+IMPLEMENTATIONS = ("tiled", "torch")
 """What this version can run, fastest first."""
 
 
@@ -20,15 +20,17 @@ class Choice:
     reason: str
 
 
-def choose(implementation: str = "auto") -> Choice:
+def choose(implementation: str, device: torch.device) -> Choice:
     """Turn "auto" or a name into the implementation that runs.
 
     Raises InputError for a name this version does not have; nothing is replaced silently.
     """
     check_choice("implementation", implementation, ("auto", *IMPLEMENTATIONS), "'auto' takes the fastest there is.")
-    if implementation == "auto":
-        return Choice("torch", "plain PyTorch with autograd: the only implementation of this version")
-    return Choice(implementation, "asked for by name")
+    if implementation != "auto":
+        return Choice(implementation, "asked for by name")
+    if device.type == "cpu":
+        return Choice("tiled", "one pass over tiles of points, the fastest on a CPU; memory of one tile")
+    return Choice("torch", f"plain PyTorch with autograd: this version has no kernels for {device.type}")
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
@@ -49,5 +51,6 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
 
 def explain(implementation: str = "auto", device: str | torch.device = "auto") -> str:
     """One line: what runs for these arguments, and why."""
-    choice = choose(implementation)
-    return f"{choice.name} on {choose_device(device)}: {choice.reason}"
+    where = choose_device(device)
+    choice = choose(implementation, where)
+    return f"{choice.name} on {where}: {choice.reason}"

@@ -261,7 +261,7 @@ def test_bundled_samples(run: Run, tmp_path: Path) -> None:
         (["fit", "{img}", "--size", "0"], "size: expected 1 to 16384"),
         (["fit", "{img}", "--size", "99999999x2"], "size: expected 1 to 16384"),
         (["fit", "{img}", "--size", "axb"], "--size: expected HxW"),
-        (["fit", "{img}", "--size", "3000"], "free memory"),
+        (["fit", "{img}", "--size", "3000", "--implementation", "torch"], "free memory"),
         (["fit", "{img}", "--steps", "-1"], "steps"),
         (["fit", "{img}", "--recipe", "magic"], "recipe: expected one of 'paper'"),
         (["fit", "{img}", "--start", "mean"], "not trained"),
@@ -269,7 +269,7 @@ def test_bundled_samples(run: Run, tmp_path: Path) -> None:
         (["fit", "{img}", "--omega", "30,30"], "each of the 5 sine layers"),
         (
             ["fit", "{img}", "--implementation", "triton"],
-            "implementation: expected one of 'auto', 'torch', got 'triton'",
+            "implementation: expected one of 'auto', 'tiled', 'torch', got 'triton'",
         ),
         (["fit", "{img}", "--alpha", "pink"], "alpha: expected one of"),
         (["fit", "{img}", "--init", "{tmp}/text/notes.txt"], "a complete safetensors file"),
@@ -415,5 +415,5 @@ def test_progress_on_a_terminal_is_a_bar(image_folder: Path, tmp_path: Path) -> 
 
 def test_doctor_says_what_runs(run: Run) -> None:
     done = run("doctor")
-    assert "torch on cpu" in done.output or "torch on cuda" in done.output
+    assert "tiled on cpu: " in done.output or "torch on cuda" in done.output
     assert f"strainer_fast  {sf.__version__}" in done.output

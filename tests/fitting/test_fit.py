@@ -297,7 +297,7 @@ def test_exact_fit_is_infinite_psnr(tmp_path: Path, encoder: sf.Encoder) -> None
         ),
         (lambda e, s: sf.fit([s, sf.Signal(torch.rand(9, 1))], e), "one input dimension for all"),
         (lambda e, s: sf.fit(s, e, "papr"), "recipe: expected one of 'paper'"),
-        (lambda e, s: sf.fit(s, e, implementation="warp"), "implementation: expected one of 'auto', 'torch'"),
+        (lambda e, s: sf.fit(s, e, implementation="warp"), "implementation: expected one of 'auto', 'tiled', 'torch'"),
         (lambda e, s: sf.fit(s, e, device="cuda:7"), "device: expected a device that is here"),
         (lambda e, s: sf.fit(s, e, device="gpu"), "device"),
         (lambda e, s: sf.fit(s, e, target_psnr=-1.0), "target_psnr"),
@@ -321,7 +321,7 @@ def test_a_signal_too_large_for_the_memory_is_refused(encoder: sf.Encoder, monke
     with pytest.raises(
         sf.InputError, match=r"signal 'big' of 200x200 points: expected a step that fits .* smaller size"
     ):
-        sf.fit(sf.Signal(torch.rand(200, 200, 1), "big"), encoder)
+        sf.fit(sf.Signal(torch.rand(200, 200, 1), "big"), encoder, implementation="torch")
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak memory that Linux keeps")
@@ -329,14 +329,14 @@ def test_step_memory_estimate_covers_what_autograd_takes() -> None:
     code = """
 import re, torch, strainer_fast as sf
 from strainer_fast.fitting.engine import step_bytes
-from strainer_fast.fitting.loop import losses_and_gradients
+from strainer_fast.ops import losses_and_gradients
 def kilobytes(name): return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
 m = sf.BatchedSiren(1, 2, 128, 5, 1)
 x = sf.signals.grid((300, 300)); y = torch.rand(1, 90000, 1)
-losses_and_gradients(x[:1000], y[:, :1000], list(m.parameters()), m.omegas, True)
+losses_and_gradients("torch", x[:1000], y[:, :1000], list(m.parameters()), m.omegas, True)
 open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far
 before = kilobytes("VmRSS")
-losses_and_gradients(x, y, list(m.parameters()), m.omegas, True)
+losses_and_gradients("torch", x, y, list(m.parameters()), m.omegas, True)
 print((kilobytes("VmHWM") - before) * 1024 / step_bytes(90000, 1, sf.Architecture(128, 5, 4)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
