@@ -186,8 +186,10 @@ class _OnePass(torch.autograd.Function):
         fixed: tuple[None, ...] = (None,) * 8
         if grad is None:
             return (*fixed, None, *[None] * ctx.num_parameters)
-        tensors = (grad, *gradients, points, *parameters)
-        scaled = list(_Scaled.apply(len(gradients), *tensors))  # type: ignore[no-untyped-call]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+            scaled = list(_Scaled.apply(len(gradients), grad, *gradients, points, *parameters))  # type: ignore[no-untyped-call]
+        else:
+            scaled = _scaled(grad, gradients)
         by_parameter = [scaled.pop(0) if w else None for w in ctx.wanted]
         return (*fixed, scaled.pop(0) if ctx.want_points else None, *by_parameter)
 
@@ -197,11 +199,7 @@ class _Scaled(torch.autograd.Function):
 
     @staticmethod
     def forward(num_gradients: int, grad: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        def scaled(gradient: Tensor) -> Tensor:
-            # One factor for all ([]), or one per network ([N]).
-            return gradient * (grad if grad.ndim == 0 else grad.view(-1, *[1] * (gradient.ndim - 1)))
-
-        return tuple(scaled(gradient) for gradient in tensors[:num_gradients])
+        return tuple(_scaled(grad, tensors[:num_gradients]))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -213,6 +211,11 @@ class _Scaled(torch.autograd.Function):
             "the one-pass loss can be differentiated once: its backward holds finished gradients. For second "
             "derivatives pass implementation='torch', or build the loss from strainer_fast.nn layers."
         )
+
+
+def _scaled(grad: Tensor, gradients: Sequence[Tensor]) -> list[Tensor]:
+    """New tensors: each gradient times one factor for all (grad []), or one per network (grad [N])."""
+    return [g * (grad if grad.ndim == 0 else grad.view(-1, *[1] * (g.ndim - 1))) for g in gradients]
 
 
 def _loss(
