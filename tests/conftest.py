@@ -10,6 +10,12 @@ from PIL import Image
 import strainer_fast as sf
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    # The networks here are too small to share, and threads that wait for a busy core cost milliseconds a call.
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

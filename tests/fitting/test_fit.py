@@ -22,7 +22,10 @@ def quick(**changes: object) -> sf.Recipe:
     return sf.recipe("paper", **{"steps": 30, "learning_rate": 1e-3, "check_every": 1} | changes)
 
 
-def test_adam_is_pytorchs() -> None:
+@pytest.mark.parametrize("path", ["fused", "per_signal"])
+def test_adam_is_pytorchs(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if path == "per_signal":
+        monkeypatch.setattr(Adam, "_fused", lambda self, p, g, step: self._per_signal(p, g))
     recipe = sf.recipe(learning_rate=3e-3, betas=(0.8, 0.95), eps=1e-6)
     ours = [torch.randn(3, 4, 5), torch.randn(3, 4)]
     theirs = [p.clone().requires_grad_() for p in ours]

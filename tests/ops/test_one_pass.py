@@ -171,12 +171,17 @@ def test_independent_losses_have_their_own_gradients() -> None:
     assert torch.equal(ours[0][1], torch.zeros_like(ours[0][1]))
 
 
-def test_same_bits_every_time() -> None:
-    parameters, (points, values) = network(4, 64, num_signals=3, num_shared=3), data(3000, num_signals=3)
-    first, second = (
-        torch.autograd.grad(strainer_mse(points, values, *parameters, implementation="tiled")[0], parameters[0])
-        for _ in range(2)
-    )
+@pytest.mark.parametrize("threads", [1, 2])
+def test_same_bits_every_time(threads: int) -> None:
+    parameters, (points, values) = network(4, 64, num_signals=3, num_shared=3), data(9000, num_signals=3)
+    torch.set_num_threads(threads)
+    try:
+        first, second = (
+            torch.autograd.grad(strainer_mse(points, values, *parameters, implementation="tiled")[0], parameters[0])
+            for _ in range(2)
+        )
+    finally:
+        torch.set_num_threads(1)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 

@@ -1,0 +1,133 @@
+"""Ways to do a step, each from a Problem to a function that returns (losses [N], gradients of their sum)."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks.cases import Case, Problem
+from strainer_fast import reference
+from strainer_fast.ops import losses_and_gradients
+
+Result = tuple[Tensor, list[Tensor]]
+Step = Callable[[], Result]
+
+
+def ours(problem: Problem) -> Step:
+    """The one-pass sweep over tiles."""
+    p = problem
+    return lambda: losses_and_gradients("tiled", p.points, p.values, p.parameters, p.omegas, True)
+
+
+def eager(problem: Problem) -> Step:
+    """Plain PyTorch with autograd; heads in one product, independent networks by bmm."""
+    p = problem
+    return lambda: losses_and_gradients("torch", p.points, p.values, p.parameters, p.omegas, True)
+
+
+def compiled(problem: Problem) -> Step:
+    """torch.compile of the forward and the loss, autograd through it."""
+    p = problem
+
+    @torch.compile
+    def losses(points: Tensor, values: Tensor, *parameters: Tensor) -> Tensor:
+        return reference.mse(reference.siren(points, parameters[::2], parameters[1::2], p.omegas), values)
+
+    def step() -> Result:
+        each = losses(p.points, p.values, *p.parameters)
+        return each.detach(), list(torch.autograd.grad(each.sum(), p.parameters))
+
+    return step
+
+
+def loop(problem: Problem) -> Step:
+    """Independent networks one after another, as a Python loop over images does it."""
+    p = problem
+    networks = [[t.detach()[n].clone().requires_grad_() for t in p.parameters] for n in range(p.values.shape[0])]
+
+    def step() -> Result:
+        losses, gradients = [], []
+        for network, target in zip(networks, p.values, strict=True):
+            loss = reference.mse(reference.siren(p.points, network[::2], network[1::2], p.omegas), target)
+            gradients.append(torch.autograd.grad(loss, network))
+            losses.append(loss.detach())
+        return torch.stack(losses), [torch.stack(g) for g in zip(*gradients, strict=True)]
+
+    return step
+
+
+def vmap(problem: Problem) -> Step:
+    """torch.func: vmap of grad_and_value over the stack."""
+    p = problem
+
+    def loss(parameters: list[Tensor], target: Tensor) -> Tensor:
+        return reference.mse(reference.siren(p.points, parameters[::2], parameters[1::2], p.omegas), target)
+
+    each = torch.func.vmap(torch.func.grad_and_value(loss))
+    data = [t.detach() for t in p.parameters]
+
+    def step() -> Result:
+        gradients, losses = each(data, p.values)
+        return losses, gradients
+
+    return step
+
+
+def jax_jit(problem: Problem) -> Step:
+    """JAX: jit of value_and_grad; vmap over the stack for independent networks. Needs the extra `jax`."""
+    import jax
+    import jax.numpy as jnp
+
+    points, values = jnp.asarray(problem.points.numpy()), jnp.asarray(problem.values.numpy())
+    parameters = [jnp.asarray(t.detach().numpy()) for t in problem.parameters]
+    independent = problem.parameters[0].ndim == 3
+
+    def forward(ps: list[jax.Array]) -> jax.Array:
+        h = points
+        for weight, bias, omega in zip(ps[:-2:2], ps[1:-2:2], problem.omegas, strict=True):
+            h = jnp.sin(omega * (h @ weight.T + bias))
+        if independent:
+            return h @ ps[-2].T + ps[-1]
+        return jnp.einsum("ph,nch->npc", h, ps[-2]) + ps[-1][:, None]
+
+    def losses_of(ps: list[jax.Array], target: jax.Array) -> jax.Array:
+        return ((forward(ps) - target) ** 2).mean(axis=(-2, -1))
+
+    if independent:
+        run = jax.jit(jax.vmap(jax.value_and_grad(losses_of)))
+    else:
+
+        def total(ps: list[jax.Array], target: jax.Array) -> tuple[jax.Array, jax.Array]:
+            each = losses_of(ps, target)
+            return each.sum(), each
+
+        inner = jax.value_and_grad(total, has_aux=True)
+
+        def with_losses(ps: list[jax.Array], target: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+            (_, each), gradients = inner(ps, target)
+            return each, gradients
+
+        run = jax.jit(with_losses)
+
+    def step() -> Result:
+        losses, gradients = jax.block_until_ready(run(parameters, values))
+        return torch.from_dlpack(losses), [torch.from_dlpack(g) for g in gradients]
+
+    return step
+
+
+def providers(case: Case) -> dict[str, Callable[[Problem], Step]]:
+    """Those that can do this case and are installed; ours first."""
+    found: dict[str, Callable[[Problem], Step]] = {
+        "strainer_fast": ours,
+        "autograd eager": eager,
+        "torch.compile": compiled,
+    }
+    if case.independent:
+        found = {"strainer_fast": ours, "Python loop": loop, "bmm + autograd": eager, "torch.func.vmap": vmap}
+    if importlib.util.find_spec("jax") is not None:
+        found["JAX jit"] = jax_jit
+    return found
