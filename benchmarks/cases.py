@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class Case:
         """Of the products of a step: forward, both backward ones, none back to the coordinates. Sines do not count."""
         widths = [2, *[self.width] * (self.num_layers - 1)]
         copies = self.num_signals if self.independent else 1
-        hidden = sum(2 * a * b * (2 if i == 0 else 3) for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)))
+        hidden = sum(2 * a * b * (2 if i == 0 else 3) for i, (a, b) in enumerate(pairwise(widths)))
         heads = 3 * 2 * self.width * self.channels * self.num_signals
         return self.size**2 * (hidden * copies + heads)
 
@@ -54,7 +55,9 @@ class Problem:
             return cls(points, values, list(stack.parameters()), stack.omegas)
         model = sf.Strainer(2, case.width, case.num_layers, case.channels, case.num_layers - 1, case.num_signals)
         layers = [*model.encoder.layers, model.head]
-        return cls(points, values, [p for l in layers for p in (l.weight, l.bias)], model.architecture.omegas)
+        return cls(
+            points, values, [p for layer in layers for p in (layer.weight, layer.bias)], model.architecture.omegas
+        )
 
 
 CASES = (

@@ -35,8 +35,9 @@ def markdown(result: dict[str, Any]) -> str:
         for r in sorted(rows, key=lambda r: r["median_ms"]):
             memory = "" if r["peak_mb"] is None else f"{r['peak_mb']:.0f}"
             name = f"**{r['provider']}**" if r["provider"] == "strainer_fast" else r["provider"]
+            spread = f"{r['median_ms']:.1f} ({r['p20_ms']:.1f} to {r['p80_ms']:.1f})"
             lines.append(
-                f"| {r['case']} | {name} | {r['threads']} | {r['median_ms']:.1f} ({r['p20_ms']:.1f} to {r['p80_ms']:.1f}) | "
+                f"| {r['case']} | {name} | {r['threads']} | {spread} | "
                 f"{r['median_ms'] / ours:.2f} | {r['gflops']:.0f} | {100 * r['sgemm_share']:.0f} % | {memory} |"
             )
     return "\n".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 
 Omega = float | Sequence[float]
 """omega of a network: one number for every sine layer, or one number per sine layer."""
@@ -28,10 +29,11 @@ def bad_type(what: str, expected: str, got: object, fix: str) -> InputTypeError:
 
 
 def check_count(what: str, value: object, minimum: int = 1, maximum: int | None = None) -> int:
-    """An integer within bounds, bool excluded."""
+    """A whole number within bounds, as an int; bool excluded."""
     bounds = f"an integer of at least {minimum}" + (f" and at most {maximum}" if maximum is not None else "")
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise bad_type(what, bounds, value, "Pass a whole number.")
+    value = int(value)
     if value < minimum or (maximum is not None and value > maximum):
         raise bad_input(what, bounds, value, "Choose a number in that range.")
     return value
@@ -44,11 +46,12 @@ def check_real(what: str, value: object, *, above: float | None = None, minimum:
         bounds += f" above {above:g}"
     if minimum is not None:
         bounds += f" of at least {minimum:g}"
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise bad_type(what, bounds, value, "Pass a number.")
+    value = float(value)
     if not math.isfinite(value) or (above is not None and value <= above) or (minimum is not None and value < minimum):
         raise bad_input(what, bounds, value, "Choose a number in that range.")
-    return float(value)
+    return value
 
 
 def check_choice(what: str, value: object, choices: Sequence[str], fix: str = "Choose one of these.") -> str:
@@ -63,10 +66,10 @@ def omega_per_layer(omega: Omega, num_sine_layers: int) -> tuple[float, ...]:
 
     Raises InputError when a sequence has another length, or a value is not finite and positive.
     """
-    if isinstance(omega, int | float):
-        omegas: tuple[float, ...] = (float(omega),) * num_sine_layers
-    else:
-        omegas = tuple(float(o) for o in omega)
+    if isinstance(omega, str) or not isinstance(omega, Real | Sequence):
+        raise bad_type("omega", "a number, or one per sine layer", omega, "For example 30.0.")
+    numbers = (omega,) * num_sine_layers if isinstance(omega, Real) else tuple(omega)
+    omegas = tuple(check_real("omega", o, above=0) for o in numbers)
     if len(omegas) != num_sine_layers:
         raise bad_input(
             "omega",
@@ -74,6 +77,4 @@ def omega_per_layer(omega: Omega, num_sine_layers: int) -> tuple[float, ...]:
             f"{len(omegas)} numbers",
             "The last layer of a network is linear and has no omega.",
         )
-    for value in omegas:
-        check_real("omega", value, above=0)
     return omegas

@@ -121,7 +121,7 @@ def compare(encoder: Encoder, seed: int, implementation: str, device: str, updat
                     "paper",
                     steps=STEPS,
                     check_every=1,
-                    seed=seed + i,
+                    seed=seed,
                     start="least_squares" if method.endswith("squares") else "random",
                 ),
                 implementation=implementation,

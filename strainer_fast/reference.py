@@ -158,4 +158,6 @@ def _widen(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tens
 def no_autocast(x: Tensor) -> torch.autocast | nullcontext[None]:
     """Within, products on the device of `x` keep the dtype of their operands."""
     device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)

@@ -4,6 +4,9 @@ Exit codes: 0 done; 1 failed (disk, internal error); 2 unusable input or options
 inputs were skipped or diverged; 130 interrupted, what was finished is kept.
 """
 
+import io
+import sys
+
 import typer
 
 from strainer_fast.cli.demo import demo
@@ -27,4 +30,7 @@ for verb in (demo, pretrain, fit, render, inspect, doctor):
 
 def main() -> None:
     """Entry point of the `strainer-fast` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name must not stop the work
     app()

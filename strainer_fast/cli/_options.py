@@ -12,6 +12,7 @@ import typer
 from strainer_fast._checks import InputError, bad_input
 from strainer_fast.cli._console import Reporter
 from strainer_fast.fitting import Recipe, recipe
+from strainer_fast.models import Architecture
 from strainer_fast.ops import explain
 from strainer_fast.signals import Signal, Skipped, load_all
 from strainer_fast.signals.samples import sample_folders
@@ -22,21 +23,24 @@ Images = Annotated[
 ]
 RecipeName = Annotated[str, typer.Option("--recipe", help="Preset that says how to optimise.")]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps; the recipe's by default.")]
-Seed = Annotated[int, typer.Option(help="Signal i draws its random numbers from seed + i.")]
+Seed = Annotated[int, typer.Option(help="Of the random numbers.")]
 Size = Annotated[str | None, typer.Option(help="Resize to HxW (or N for NxN); images keep their size without it.")]
 Crop = Annotated[bool, typer.Option("--crop", help="Cut to the aspect ratio of --size first, instead of stretching.")]
 Channels = Annotated[int | None, typer.Option(help="Convert to 1 (grey) or 3 (RGB) channels.")]
 Alpha = Annotated[str | None, typer.Option(help="For images with alpha: drop, black, white (background) or keep.")]
 Implementation = Annotated[str, typer.Option(help="What computes; see `strainer-fast doctor`.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; PyTorch's choice by default.", min=1)]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; PyTorch's choice by default.", min=1, max=1024)]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but warnings and errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress goes to stderr.")]
-HiddenFeatures = Annotated[int, typer.Option(help="Width of the sine layers.")]
-NumLayers = Annotated[int, typer.Option(help="All linear layers counted, the last included.")]
-SharedLayers = Annotated[int, typer.Option(help="Sine layers in the shared encoder.")]
+ValueRange = Annotated[
+    str | None, typer.Option(help="LOW,HIGH: what maps to 0 and 1 in images that are not 8-bit, such as float TIFF.")
+]
+HiddenFeatures = Annotated[int | None, typer.Option(help="Width of the sine layers (256).")]
+NumLayers = Annotated[int | None, typer.Option(help="All linear layers counted, the last included (6).")]
+SharedLayers = Annotated[int | None, typer.Option(help="Sine layers in the shared encoder (all, by default).")]
 OmegaText = Annotated[
-    str, typer.Option("--omega", help="Frequency scale: one number, or one per sine layer (30,30,...).")
+    str | None, typer.Option("--omega", help="Frequency scale: one number, or one per sine layer, 30,10,... (30).")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is already in the output.")]
 
@@ -51,34 +55,62 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2] or match[1])
 
 
-def parse_omega(text: str) -> float | tuple[float, ...]:
-    """ "30" as a float, "30,10,10" as one float per sine layer."""
+def make_architecture(
+    hidden_features: int | None, num_layers: int | None, num_shared_layers: int | None, omega: str | None
+) -> Architecture:
+    """The paper's network with the options that were given; all sine layers shared unless told otherwise."""
+    layers = 6 if num_layers is None else num_layers
+    numbers = (30.0,) if omega is None else parse_numbers("--omega", omega)
+    return Architecture(
+        256 if hidden_features is None else hidden_features,
+        layers,
+        max(1, layers - 1) if num_shared_layers is None else num_shared_layers,
+        numbers[0] if len(numbers) == 1 else numbers,
+    )
+
+
+def parse_numbers(option: str, text: str, count: int | None = None) -> tuple[float, ...]:
+    """Numbers separated by commas; `count` of them, if given."""
+    what = f"{count or ''} numbers separated by commas".strip()
     try:
         numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise bad_input("--omega", "numbers separated by commas", repr(text), "For example 30.") from None
-    return numbers[0] if len(numbers) == 1 else numbers
+        numbers = ()
+    if not numbers or (count is not None and len(numbers) != count):
+        raise bad_input(option, what, repr(text), "For example 0.5,1.")
+    return numbers
 
 
 def parse_window(text: str | None) -> list[tuple[float, float]] | None:
     """ "y0,x0,y1,x1" as [(y0, y1), (x0, x1)]."""
     if text is None:
         return None
-    try:
-        y0, x0, y1, x1 = (float(part) for part in text.split(","))
-    except ValueError:
-        raise bad_input("--window", "y0,x0,y1,x1 in [-1, 1]", repr(text), "For example -0.5,-0.5,0.5,0.5.") from None
+    y0, x0, y1, x1 = parse_numbers("--window", text, 4)
     return [(y0, y1), (x0, x1)]
 
 
 def read_signals(
-    sources: list[str], size: str | None, crop: bool, channels: int | None, alpha: str | None, reporter: Reporter
+    sources: list[str],
+    size: str | None,
+    crop: bool,
+    channels: int | None,
+    alpha: str | None,
+    value_range: str | None,
+    reporter: Reporter,
 ) -> tuple[list[Signal], list[Skipped]]:
     """Read all images; name those that cannot be read; fail when none can."""
     paths: list[Any] = []
     for source in sources:
         paths += sample_folders(source.removeprefix("samples:")) if source.startswith("samples:") else [Path(source)]
-    signals, skipped = load_all(paths, size=parse_size(size), crop=crop, channels=channels, alpha=alpha)
+    bounds = None if value_range is None else parse_numbers("--value-range", value_range, 2)
+    signals, skipped = load_all(
+        paths,
+        size=parse_size(size),
+        crop=crop,
+        channels=channels,
+        alpha=alpha,
+        value_range=None if bounds is None else (bounds[0], bounds[1]),
+    )
     for bad in skipped:
         reporter.warn(f"skipped {bad.source}: {bad.reason}")
     if not signals:

@@ -14,13 +14,13 @@ from strainer_fast.cli import _options as opt
 from strainer_fast.cli._console import EXIT_PARTIAL, Reporter, decibels, handled, table
 from strainer_fast.fitting import FitResult, Interrupted, Progress
 from strainer_fast.fitting import fit as run_fit
-from strainer_fast.fitting.output import WEIGHTS, output_bytes, write_previews, write_tables
+from strainer_fast.fitting.output import PREVIEWS, WEIGHTS, output_bytes, write_previews, write_tables
 from strainer_fast.fitting.result import signal_data
 from strainer_fast.models import Architecture, Encoder
 from strainer_fast.signals import Signal
 
-SAVE_SECONDS = 10.0
-"""Least time between two saves of what is finished so far."""
+SAVE_SHARE = 20
+"""What is finished is saved at once, unless saving would take more than a twentieth of the time."""
 
 
 @handled
@@ -37,9 +37,10 @@ def fit(
     crop: opt.Crop = False,
     channels: opt.Channels = None,
     alpha: opt.Alpha = None,
-    hidden_features: opt.HiddenFeatures = 256,
-    num_layers: opt.NumLayers = 6,
-    omega: opt.OmegaText = "30",
+    value_range: opt.ValueRange = None,
+    hidden_features: opt.HiddenFeatures = None,
+    num_layers: opt.NumLayers = None,
+    omega: opt.OmegaText = None,
     overwrite: opt.Overwrite = False,
     implementation: opt.Implementation = "auto",
     device: opt.Device = "auto",
@@ -55,31 +56,33 @@ def fit(
     reporter = Reporter(quiet, json)
     settings = opt.make_recipe(recipe, steps=steps, seed=seed, start=start, target_psnr=target_psnr)
     encoder = None if init == "siren" else Encoder.load(init)
-    architecture = (
-        Architecture(hidden_features, num_layers, num_layers - 1, opt.parse_omega(omega))
-        if encoder is None
-        else encoder.architecture
-    )
+    if encoder is not None and (hidden_features, num_layers, omega) != (None, None, None):
+        got = "--hidden-features, --num-layers or --omega"
+        raise bad_input("options", "none about the network beside an encoder", got, "The encoder brings its own.")
+    architecture = encoder.architecture if encoder else opt.make_architecture(hidden_features, num_layers, None, omega)
     running_on = opt.set_up(threads, implementation, device)
-    signals, skipped = opt.read_signals(images, size, crop, channels, alpha, reporter)
-    done = _prepare_folder(out, signals, architecture, settings.steps, overwrite)
+    signals, skipped = opt.read_signals(images, size, crop, channels, alpha, value_range, reporter)
+    _prepare_folder(out, signals, architecture, settings.steps)
+    done = None if overwrite else _earlier_result(out)
 
     reporter.say(f"{len(signals)} signals; {architecture}; from {init}")
     reporter.say(f"running on {running_on}")
     if done is not None:
         kept = sum(reason != "interrupted" for reason in done.stop_reasons)
         reporter.say(f"{kept} of {len(signals)} are in {out} already")
-    last_save = time.monotonic()
+    next_save = 0.0
 
     def save(result: FitResult) -> None:
-        nonlocal last_save
-        if time.monotonic() - last_save < SAVE_SECONDS:
+        nonlocal next_save
+        begin = time.monotonic()
+        if begin < next_save:
             return
         try:
             write_tables(result, out)
         except OSError as error:
             reporter.warn(f"could not save yet, going on: {error}")
-        last_save = time.monotonic()
+        end = time.monotonic()
+        next_save = end + SAVE_SHARE * (end - begin)
 
     try:
         with reporter.progress("fitting", len(signals) * settings.steps) as update:
@@ -118,18 +121,20 @@ def fit(
         raise typer.Exit(EXIT_PARTIAL)
 
 
-def _prepare_folder(
-    out: Path, signals: list[Signal], architecture: Architecture, steps: int, overwrite: bool
-) -> FitResult | None:
-    """Check that the folder takes the output; returns what an earlier run left there."""
+def _prepare_folder(out: Path, signals: list[Signal], architecture: Architecture, steps: int) -> None:
+    """Check that the folder takes the output."""
     if out.exists() and not out.is_dir():
         raise bad_input("--out", "a folder", f"the file {out}", "Choose another name.")
     parameters = architecture.hidden_features**2 * architecture.num_layers
     points = max(s.samples().shape[0] for s in signals)
     check_writable(out, output_bytes(len(signals), parameters, points, steps))
+    if (out / PREVIEWS).exists() and not (out / PREVIEWS).is_dir():
+        raise bad_input("--out", f"no file called {PREVIEWS} in it", out / PREVIEWS, "Move it away.")
+
+
+def _earlier_result(out: Path) -> FitResult | None:
+    """What an earlier run left there."""
     earlier = out / WEIGHTS
-    if overwrite:
-        earlier.unlink(missing_ok=True)
     if not earlier.exists():
         return None
     try:

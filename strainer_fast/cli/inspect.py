@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from strainer_fast._checks import InputError, bad_input
 from strainer_fast._files import read_metadata
 from strainer_fast.cli import _options as opt
 from strainer_fast.cli._console import Reporter, decibels, handled, table
@@ -28,16 +29,25 @@ def inspect(
     reporter.say(
         f"{path}: {document['kind']}, format {document['format_version']}, strainer_fast {document['package_version']}"
     )
-    if document["kind"] == "encoder":
-        _encoder(Encoder.load(path), reporter)
-    elif document["kind"] == "fit":
-        _fit(FitResult.load(path), reporter)
-    else:
-        settings = document["settings"]
-        reporter.say(f"network: {Architecture(**settings['architecture'])}")
-        reporter.say(f"signals: {', '.join(settings['signals'])}")
-        reporter.say(f"{document['steps_done']} of {settings['recipe']['pretrain_steps']} steps done")
+    try:
+        if document["kind"] == "encoder":
+            _encoder(Encoder.load(path), reporter)
+        elif document["kind"] == "fit":
+            _fit(FitResult.load(path), reporter)
+        else:
+            _unfinished(document, reporter)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise bad_input(str(path), "complete metadata", f"{type(error).__name__}: {error}", "It is damaged.") from None
     reporter.emit(document)
+
+
+def _unfinished(document: dict[str, Any], reporter: Reporter) -> None:
+    settings = document["settings"]
+    reporter.say(f"network: {Architecture(**settings['architecture'])}")
+    reporter.say(f"signals: {', '.join(settings['signals'])}")
+    reporter.say(f"{document['steps_done']} of {settings['recipe']['pretrain_steps']} steps done")
 
 
 def _encoder(encoder: Encoder, reporter: Reporter) -> None:
@@ -53,8 +63,8 @@ def _encoder(encoder: Encoder, reporter: Reporter) -> None:
         f"stopped by {record['stop_reason']}"
     )
     rows = [
-        (name, decibels(psnr) if psnr is not None else "exact" if record["stop_reason"] == "budget" else "unknown")
-        for name, psnr in zip(record["signals"], record["psnr"], strict=True)
+        (name, decibels(psnr) if psnr is not None else "exact" if exact else "unknown")
+        for name, psnr, exact in zip(record["signals"], record["psnr"], record["exact"], strict=True)
     ]
     reporter.say(table(("signal", "PSNR dB"), rows))
 

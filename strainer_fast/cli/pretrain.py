@@ -27,10 +27,11 @@ def pretrain(
     crop: opt.Crop = False,
     channels: opt.Channels = None,
     alpha: opt.Alpha = None,
-    hidden_features: opt.HiddenFeatures = 256,
-    num_layers: opt.NumLayers = 6,
-    num_shared_layers: opt.SharedLayers = 5,
-    omega: opt.OmegaText = "30",
+    value_range: opt.ValueRange = None,
+    hidden_features: opt.HiddenFeatures = None,
+    num_layers: opt.NumLayers = None,
+    num_shared_layers: opt.SharedLayers = None,
+    omega: opt.OmegaText = None,
     checkpoint_seconds: Annotated[float, typer.Option(help="How often to save the unfinished state.", min=0)] = 30.0,
     overwrite: opt.Overwrite = False,
     implementation: opt.Implementation = "auto",
@@ -45,18 +46,15 @@ def pretrain(
     """
     reporter = Reporter(quiet, json)
     settings = opt.make_recipe(recipe, pretrain_steps=steps, seed=seed)
-    architecture = Architecture(hidden_features, num_layers, num_shared_layers, opt.parse_omega(omega))
+    architecture = opt.make_architecture(hidden_features, num_layers, num_shared_layers, omega)
     running_on = opt.set_up(threads, implementation, device)
-    signals, skipped = opt.read_signals(images, size, crop, channels, alpha, reporter)
+    signals, skipped = opt.read_signals(images, size, crop, channels, alpha, value_range, reporter)
     checkpoint = out.with_name(out.name + ".checkpoint")
     if out.is_dir():
         raise bad_input("--out", "a file", f"the folder {out}", "For example encoder.safetensors.")
     # Parameters, two Adam moments, and the old file beside the new one.
     check_writable(out.parent, 8 * 4 * architecture.hidden_features**2 * architecture.num_layers)
-    if overwrite:
-        out.unlink(missing_ok=True)
-        checkpoint.unlink(missing_ok=True)
-    if out.exists() and not checkpoint.exists():
+    if out.exists() and not checkpoint.exists() and not overwrite:
         _check_same(Encoder.load(out), settings.as_dict(), architecture, [s.fingerprint() for s in signals], out)
         reporter.say(f"{out} is complete already; nothing to do (--overwrite begins anew)")
         reporter.emit({"out": str(out), "complete": True, "skipped": [vars(s) for s in skipped]})
@@ -77,6 +75,7 @@ def pretrain(
             architecture=architecture,
             checkpoint=checkpoint,
             checkpoint_seconds=checkpoint_seconds,
+            discard=overwrite,
             implementation=implementation,
             device=device,
             on_check=show,

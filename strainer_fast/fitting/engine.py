@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from strainer_fast._checks import bad_input
 from strainer_fast.models import Architecture
+from strainer_fast.ops.tiled import MIN_TILE, TILE_ELEMENTS
 from strainer_fast.signals import Signal
 
 
@@ -25,25 +27,61 @@ def environment(implementation: str, device: torch.device) -> dict[str, Any]:
     }
 
 
-def step_bytes(points: int, num_signals: int, architecture: Architecture) -> int:
-    """Memory of one autograd step, about: sine inputs and outputs of every layer, and a few temporaries."""
-    per_point = 4 * architecture.hidden_features * (2 * (architecture.num_layers - 1) + 4)
-    return points * num_signals * per_point
+@contextmanager
+def neutral() -> Iterator[None]:
+    """Within, the caller's grad mode, autocast and random state neither change the run nor are changed by it."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        yield
+
+
+def step_bytes(
+    implementation: str, points: int, channels: int, num_signals: int, shared: bool, network: Architecture
+) -> int:
+    """Memory of one step, about: data, parameters with optimiser state and gradients, activations.
+
+    `shared` says whether the signals share an encoder (pre-training) or are independent networks.
+    """
+    width, depth = network.hidden_features, network.num_layers
+    data = 2 * points * (2 + num_signals * channels)
+    own = (depth - network.num_shared_layers - 1) if shared else depth - 1
+    parameters = width * width * ((depth - 1 - own) + own * num_signals) + width * channels * num_signals
+    layers = (depth - 1 - own) + own * num_signals
+    if implementation == "tiled":
+        points = min(points, 2 * TILE_ELEMENTS // width + MIN_TILE)
+        layers = min(layers, depth * max(1, TILE_ELEMENTS // (width * max(points, 1))))
+    # Sine inputs and outputs of every layer, and a few temporaries.
+    activations = points * width * (2 * layers + 4)
+    return 4 * (data + 7 * parameters + activations)
 
 
 def check_memory(
-    implementation: str, signal: Signal, num_signals: int, architecture: Architecture, device: torch.device
+    implementation: str,
+    signal: Signal,
+    num_signals: int,
+    shared: bool,
+    architecture: Architecture,
+    device: torch.device,
 ) -> None:
-    """Refuse a signal whose step cannot fit, before anything starts: the system would kill the process."""
-    if implementation == "tiled":
-        return  # its memory does not grow with the signal
-    needed, available = step_bytes(signal.samples().shape[0], num_signals, architecture), _available_bytes(device)
+    """Refuse a signal whose step cannot fit, before anything starts: the system would kill the process.
+
+    Raises InputError.
+    """
+    points = signal.samples().shape[0]
+    needed = step_bytes(implementation, points, signal.channels, num_signals, shared, architecture)
+    available = _available_bytes(device)
     if available is not None and needed > available:
+        other = "Use implementation='tiled', a" if implementation != "tiled" else "Use a"
         raise bad_input(
             f"signal {signal.name!r} of {'x'.join(map(str, signal.shape))} points",
             f"a step that fits into {available / 2**30:.1f} GiB of free memory",
             f"about {needed / 2**30:.1f} GiB",
-            "Use implementation='tiled', a smaller size or a narrower network.",
+            f"{other} smaller size or a narrower network.",
         )
 
 

@@ -18,16 +18,22 @@ from strainer_fast.fitting.loop import Curve, Progress
 from strainer_fast.fitting.recipe import Recipe
 from strainer_fast.fitting.recipe import recipe as get_recipe
 from strainer_fast.fitting.result import FitResult, FittedSignal, measure_psnr
-from strainer_fast.fitting.start import check_start, initial_stack, least_squares_start, mean_start
-from strainer_fast.models import Architecture, BatchedSiren, Encoder, Siren
+from strainer_fast.fitting.start import (
+    check_start,
+    initial_stack,
+    least_squares_start,
+    mean_start,
+    signal_seed,
+)
+from strainer_fast.models import Architecture, Encoder, Siren
 from strainer_fast.models.siren import siren_from_rows
 from strainer_fast.ops import choose, choose_device
 from strainer_fast.signals import Signal, as_signals
 from strainer_fast.signals.load import Source
 
-STACK_ELEMENTS = 2**23
+STACK_ELEMENTS = 2**21
 """Most activations (points x width x signals) of one layer in a stack: wide networks run one by one and finish early,
-small ones share their calls. 8 M keeps a layer of 178x178 points and width 256 alone."""
+small ones share their calls, 83 of width 32 on 28x28 points."""
 
 
 _DISCARD = "Choose another output, or discard the earlier one (--overwrite)."
@@ -42,6 +48,7 @@ class _Row:
     weights: dict[str, Tensor]
 
 
+@engine.neutral()
 def fit(
     signals: Source | Iterable[Source],
     init: Encoder | str | Path = "siren",
@@ -67,7 +74,7 @@ def fit(
         done: an earlier result of the same settings: its signals are taken over, except interrupted ones.
         implementation, device: see `strainer_fast.explain`.
         on_check: called with the Progress (indices are those of `signals`) every `check_every` steps.
-        on_result: called with all that is finished whenever more signals have finished.
+        on_result: called with all that is finished whenever more signals have stopped.
 
     Returns:
         A FitResult with a row per signal, in the order given.
@@ -87,7 +94,7 @@ def fit(
     check_start(recipe.start, start_from, [s.channels for s in signals])
     stacks = _stacks(signals, network)
     for stack in stacks:
-        engine.check_memory(chosen, signals[stack[0]], len(stack), network, where)
+        engine.check_memory(chosen, signals[stack[0]], len(stack), False, network, where)
     settings = {
         "recipe": recipe.as_dict(),
         "init": _describe_init(start_from),
@@ -124,22 +131,25 @@ def fit(
 
                 on_check(seen.progress(recipe.steps, now, module))
 
-            rows = _fit_stack(
+            def keep(rows: dict[int, _Row], todo: list[int] = todo) -> None:
+                finished.update({todo[row]: kept for row, kept in rows.items()})
+                if not interrupted():
+                    on_result(result())
+
+            _fit_stack(
                 [signals[i] for i in todo],
                 [hashes[i] for i in todo],
                 start_from,
                 recipe,
-                [recipe.seed + i for i in todo],
                 chosen,
                 where,
                 interrupted,
                 look,
+                keep,
             )
-            finished.update(zip(todo, rows, strict=True))
             if interrupted():
                 complete = sum(row.signal.stop_reason != loop.INTERRUPTED for row in finished.values())
                 raise Interrupted(f"fit interrupted: {complete} of {len(signals)} signals finished", result())
-            on_result(result())
     return result()
 
 
@@ -148,26 +158,46 @@ def _fit_stack(
     hashes: Sequence[str],
     init: Encoder | Architecture,
     recipe: Recipe,
-    seeds: Sequence[int],
     implementation: str,
     device: torch.device,
     stop: Callable[[], bool],
     look: Callable[[loop.Look, list[str]], None],
-) -> list[_Row]:
-    """Fit signals of one shape and channels together, each on its own network."""
+    keep: Callable[[dict[int, _Row]], None],
+) -> None:
+    """Fit signals of one shape and channels together, each on its own network; `keep` gets each as it stops."""
     begin = time.perf_counter()
     points = signals[0].points().to(device)
     values = torch.stack([s.samples() for s in signals]).to(device)
+    seeds = [signal_seed(recipe.seed, fingerprint) for fingerprint in hashes]
     stack = initial_stack(init, points.shape[1], values.shape[2], seeds).to(device)
     if recipe.start == "least_squares":
         least_squares_start(stack, points, values, recipe.ridge)
     elif recipe.start == "mean" and isinstance(init, Encoder):
         mean_start(stack, init)
-    named = dict(stack.named_parameters())
-    final, trace = loop.optimise(
+    names = [name for name, _ in stack.named_parameters()]
+
+    def leave(stopped: list[int], parameters: list[Tensor], trace: loop.Trace) -> None:
+        rows = {}
+        for i in stopped:
+            network = siren_from_rows({n: p[i] for n, p in zip(names, parameters, strict=True)}, stack.omegas)
+            known = FittedSignal(
+                signals[i].name,
+                signals[i].shape,
+                signals[i].channels,
+                signals[i].value_range,
+                hashes[i],
+                measure_psnr(network, points, values[i]),
+                trace.steps[i],
+                trace.seconds[i],
+                trace.reasons[i],
+            )
+            rows[i] = _Row(known, trace.curve(i), {n: p.cpu() for n, p in network.state_dict().items()})
+        keep(rows)
+
+    loop.optimise(
         points,
         values,
-        list(named.values()),
+        list(stack.parameters()),
         stack.omegas,
         recipe,
         implementation=implementation,
@@ -176,25 +206,9 @@ def _fit_stack(
         target_psnr=recipe.target_psnr,
         begin=begin,
         stop=stop,
-        on_check=lambda seen: look(seen, list(named)),
+        on_check=lambda seen: look(seen, names),
+        on_leave=leave,
     )
-    fitted = BatchedSiren.from_stack(dict(zip(named, final, strict=True)), stack.omegas)
-    rows = []
-    for i, signal in enumerate(signals):
-        network = fitted.siren(i)
-        known = FittedSignal(
-            signal.name,
-            signal.shape,
-            signal.channels,
-            signal.value_range,
-            hashes[i],
-            measure_psnr(network, points, values[i]),
-            trace.steps[i],
-            trace.seconds[i],
-            trace.reasons[i],
-        )
-        rows.append(_Row(known, trace.curve(i), {n: p.cpu() for n, p in network.state_dict().items()}))
-    return rows
 
 
 def _resolve_init(init: Encoder | str | Path, architecture: Architecture | None) -> Encoder | Architecture:

@@ -91,6 +91,7 @@ def optimise(
     begin: float | None = None,
     stop: Callable[[], bool] = lambda: False,
     on_check: Callable[[Look], None] = lambda look: None,
+    on_leave: Callable[[list[int], list[Tensor], Trace], None] = lambda rows, parameters, trace: None,
 ) -> tuple[list[Tensor], Trace]:
     """Run Adam until every signal has stopped.
 
@@ -103,6 +104,8 @@ def optimise(
         begin: time.perf_counter() that seconds are counted from; now, by default.
         stop: asked before every step; True ends the loop there.
         on_check: called at every look at the loss with what was seen, before the optimiser moves on.
+        on_leave: called when signals of an independent stack stop, with their rows, all final parameters so far and
+            the trace.
 
     Returns:
         The final parameters, row n being signal n's last weights with a finite loss, and the trace.
@@ -166,6 +169,8 @@ def optimise(
             for row in leaving:
                 for out, kept in zip(final, last_finite, strict=True):
                     out[running[row]] = kept[row]
+            if leaving:
+                on_leave([running[row] for row in leaving], final, trace)
             if len(leaving) == len(running):
                 return final, trace
             if leaving:

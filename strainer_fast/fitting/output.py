@@ -17,6 +17,7 @@ from strainer_fast.fitting.result import FitResult
 from strainer_fast.signals import Signal
 
 WEIGHTS = "weights.safetensors"
+PREVIEWS = "previews"
 RESULT_FIELDS = ("name", "height", "width", "channels", "psnr", "steps", "seconds", "stop_reason")
 ERROR_GAIN = 10
 """Previews show ten times the absolute error."""
@@ -42,7 +43,7 @@ def write_tables(result: FitResult, folder: Path) -> list[Path]:
 def write_previews(result: FitResult, signals: Sequence[Signal], folder: Path) -> list[Path]:
     """For each fitted image a PNG: truth, fit, and absolute error times ten, side by side."""
     by_name = {s.name: s for s in signals}
-    (folder / "previews").mkdir(exist_ok=True)
+    (folder / PREVIEWS).mkdir(exist_ok=True)
     paths = []
     for i, fitted in enumerate(result.signals):
         if len(fitted.shape) != 2:
@@ -53,7 +54,7 @@ def write_previews(result: FitResult, signals: Sequence[Signal], folder: Path) -
         # Alpha would hide the error, so previews show colour channels only.
         colour = {1: 1, 2: 1}.get(fitted.channels, 3)
         panels = np.concatenate([image_array(t[..., :colour]) for t in (truth, rendered, error)], axis=1)
-        paths.append(folder / "previews" / f"{fitted.name}.png")
+        paths.append(folder / PREVIEWS / f"{fitted.name}.png")
         write_image(paths[-1], panels)
     return paths
 

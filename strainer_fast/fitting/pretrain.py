@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from strainer_fast._checks import bad_input
+from strainer_fast._checks import InputError, bad_input
 from strainer_fast._files import read_tensors, write_tensors
 from strainer_fast.fitting import engine, loop
 from strainer_fast.fitting.interrupt import Interrupted, deferred_interrupt
@@ -28,6 +28,7 @@ from strainer_fast.signals.load import Source
 from strainer_fast.signals.signal import describe_sizes
 
 
+@engine.neutral()
 def pretrain(
     signals: Source | Iterable[Source],
     recipe: str | Recipe = "paper",
@@ -35,6 +36,7 @@ def pretrain(
     architecture: Architecture | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 30.0,
+    discard: bool = False,
     implementation: str = "auto",
     device: str = "auto",
     on_check: Callable[[Progress], None] = lambda progress: None,
@@ -50,6 +52,8 @@ def pretrain(
         checkpoint: file to keep the state in. When it exists, the run continues from it and ends with the same bits
             as an uninterrupted one (same machine, implementation and threads). It is left in place at the end.
         checkpoint_seconds: how often it is written.
+        discard: begin anew, instead of raising, when the checkpoint cannot be continued because it is of another run
+            or damaged.
         implementation, device: see `strainer_fast.explain`.
         on_check: called with the Progress every `check_every` steps.
 
@@ -67,7 +71,7 @@ def pretrain(
     where = choose_device(device)
     chosen = choose(implementation, where).name
     _check_uniform(signals)
-    engine.check_memory(chosen, signals[0], 1, architecture, where)
+    engine.check_memory(chosen, signals[0], len(signals), True, architecture, where)
     path = None if checkpoint is None else Path(checkpoint)
 
     model = Strainer(
@@ -86,17 +90,22 @@ def pretrain(
     settings = _settings(signals, recipe, architecture)
     surroundings = engine.environment(chosen, where)
     done: list[list[float]] = []
+    spent = 0.0
     if path is not None and path.exists():
-        done = _resume(path, parameters, adam, settings, surroundings)
+        try:
+            done, spent = _resume(path, parameters, adam, settings, surroundings)
+        except InputError as error:
+            if not discard:
+                raise InputError(f"{error} Or delete {path} to begin anew (--overwrite).") from None
 
     points = signals[0].points().to(where)
     values = torch.stack([s.samples() for s in signals]).to(where)
     last_write = time.monotonic()
-    begin = time.perf_counter()
+    begin = time.perf_counter() - spent
 
     def store(mse: list[list[float]]) -> None:
         if path is not None:
-            _write(path, parameters, adam, mse, settings, surroundings)
+            _write(path, parameters, adam, mse, time.perf_counter() - begin, settings, surroundings)
 
     def look(seen: loop.Look) -> None:
         nonlocal last_write
@@ -168,25 +177,27 @@ def _write(
     parameters: list[Tensor],
     adam: Adam,
     mse: list[list[float]],
+    seconds: float,
     settings: dict[str, Any],
     surroundings: dict[str, Any],
 ) -> None:
     groups = {"parameters": parameters, "exp_avg": adam.exp_avg, "exp_avg_sq": adam.exp_avg_sq}
     tensors = {f"{group}.{i}": t for group, ts in groups.items() for i, t in enumerate(ts)}
     tensors |= {"step": adam.step, "curves.mse": torch.tensor(mse, dtype=torch.float64)}
-    metadata = {"settings": settings, "environment": surroundings, "steps_done": len(mse[0])}
+    metadata = {"settings": settings, "environment": surroundings, "steps_done": len(mse[0]), "seconds": seconds}
     write_tensors(path, "pre-training", tensors, metadata)
 
 
 def _resume(
     path: Path, parameters: list[Tensor], adam: Adam, settings: dict[str, Any], surroundings: dict[str, Any]
-) -> list[list[float]]:
-    """Put a checkpoint's state in place; returns the losses so far."""
+) -> tuple[list[list[float]], float]:
+    """Put a checkpoint's state in place; returns the losses and the seconds so far."""
     groups = {"parameters": parameters, "exp_avg": adam.exp_avg, "exp_avg_sq": adam.exp_avg_sq}
 
     def expected(document: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-        fix = f"Choose another output, or delete {path} to begin anew (--overwrite)."
+        fix = "Choose another output."
         engine.check_same_settings(f"unfinished run {path.name}", document["settings"], settings, fix)
+        float(document["seconds"])
         shapes = {f"{group}.{i}": tuple(t.shape) for group, ts in groups.items() for i, t in enumerate(ts)}
         return shapes | {"step": (), "curves.mse": (len(settings["signals"]), int(document["steps_done"]))}
 
@@ -203,7 +214,7 @@ def _resume(
                 t.copy_(tensors[f"{group}.{i}"])
         adam.step.copy_(tensors["step"])
     mse: list[list[float]] = tensors["curves.mse"].tolist()
-    return mse
+    return mse, float(document["seconds"])
 
 
 def _encoder(
@@ -227,5 +238,6 @@ def _encoder(
         "seconds": seconds,
         "stop_reason": trace.reasons[0],
         "psnr": [p if p is None or p != float("inf") else None for p in psnr],
+        "exact": [p == float("inf") for p in psnr],
     }
     return encoder

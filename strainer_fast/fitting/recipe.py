@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -27,7 +28,8 @@ class Recipe:
         learning_rate, betas, eps: Adam's.
         target_psnr: stop a signal of a fit once it reaches this many dB; None runs all steps.
         check_every: steps between two looks at the loss; a fit can only stop at one of them.
-        seed: signal i of a fit draws its random numbers from seed + i, so it does not depend on its company.
+        seed: of pre-training's initial weights. A fit draws a signal's from the seed and the signal's values, so they
+            depend neither on its company nor on its place.
 
     Raises InputError for a value out of range.
     """
@@ -45,19 +47,23 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_count("steps", self.steps, 0)
-        check_count("pretrain_steps", self.pretrain_steps, 0)
-        check_choice("start", self.start, STARTS)
-        check_real("ridge", self.ridge, minimum=0)
-        check_real("learning_rate", self.learning_rate, above=0)
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise bad_input("betas", "two numbers in [0, 1)", self.betas, "Adam's defaults are (0.9, 0.999).")
-        object.__setattr__(self, "betas", tuple(self.betas))
-        check_real("eps", self.eps, minimum=0)
-        if self.target_psnr is not None:
-            check_real("target_psnr", self.target_psnr, above=0)
-        check_count("check_every", self.check_every)
-        check_count("seed", self.seed, 0, 2**62)
+        betas = self.betas
+        if not isinstance(betas, Sequence) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise bad_input("betas", "two numbers in [0, 1)", betas, "Adam's defaults are (0.9, 0.999).")
+        checked = {
+            "steps": check_count("steps", self.steps, 0),
+            "pretrain_steps": check_count("pretrain_steps", self.pretrain_steps, 0),
+            "start": check_choice("start", self.start, STARTS),
+            "ridge": check_real("ridge", self.ridge, minimum=0),
+            "learning_rate": check_real("learning_rate", self.learning_rate, above=0),
+            "betas": (float(betas[0]), float(betas[1])),
+            "eps": check_real("eps", self.eps, minimum=0),
+            "target_psnr": None if self.target_psnr is None else check_real("target_psnr", self.target_psnr, above=0),
+            "check_every": check_count("check_every", self.check_every),
+            "seed": check_count("seed", self.seed, 0, 2**62),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `Recipe(**data)` brings it back."""

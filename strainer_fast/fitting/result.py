@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,14 @@ from strainer_fast.fitting.loop import Curve
 from strainer_fast.models import Architecture, Siren
 from strainer_fast.models.encoder import MAX_CHANNELS, MAX_COORDINATES
 from strainer_fast.models.siren import siren_from_rows
-from strainer_fast.signals import grid
-from strainer_fast.signals.grid import COORDINATE_CONVENTION
+from strainer_fast.signals import unique_names
+from strainer_fast.signals.grid import COORDINATE_CONVENTION, axis, mesh
 
 CHUNK = 2**15
-"""Points evaluated at once when rendering: the memory of a chunk, not of the image."""
+"""Points evaluated at once, about: rendering needs memory for these and for the image, not for all activations."""
+
+MAX_POINTS = 2**28
+"""Bound on a stored size, against files that ask for absurd allocations."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,9 @@ class FitResult:
             One tensor [*size, C] per signal, not clamped.
         """
         chosen = range(len(self)) if indices is None else indices
-        return [render(self.module(i).to(device), size or self.signals[i].shape, window) for i in chosen]
+        return [
+            render(self.module(i).to(device), self.signals[i].shape if size is None else size, window) for i in chosen
+        ]
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file, whole or not at all."""
@@ -172,8 +178,14 @@ def render(
     for low, high in window or ():
         if not -1 <= low < high <= 1:
             raise bad_input("window", "-1 <= low < high <= 1 on every axis", (low, high), "The square is [-1, 1].")
-    points = grid(size, window, device=weight.device, dtype=weight.dtype)
-    return torch.cat([network(points[i : i + CHUNK]).cpu() for i in range(0, len(points), CHUNK)]).reshape(*size, -1)
+    bounds = [(-1.0, 1.0)] * dims if window is None else window
+    axes = [axis(n, b, device=weight.device, dtype=weight.dtype) for n, b in zip(size, bounds, strict=True)]
+    out = torch.empty(*size, network.head.out_features, dtype=weight.dtype)
+    rows = max(1, CHUNK // math.prod(size[1:]))
+    for start in range(0, size[0], rows):
+        block = out[start : start + rows]
+        block.copy_(network(mesh([axes[0][start : start + rows], *axes[1:]])).view(block.shape))
+    return out
 
 
 @torch.no_grad()
@@ -228,6 +240,11 @@ def _file_shapes(document: dict[str, Any]) -> Shapes:
     num = len(signals)
     if num == 0 or len(lengths) != num or any(len(s.shape) != in_features for s in signals):
         raise ValueError("signals, curves and coordinates do not belong together")
+    names = [s.name for s in signals]
+    if names != unique_names(names):
+        raise ValueError("names that are no safe file names")
+    if any(min(s.shape) < 1 or math.prod(s.shape) > MAX_POINTS for s in signals):
+        raise ValueError("sizes out of range")
     channels = check_count("channels", max(s.channels for s in signals), 1, MAX_CHANNELS)
     shapes: Shapes = {"curves.psnr": (sum(lengths),), "curves.seconds": (sum(lengths),)}
     for i, (out, width) in enumerate(architecture.layer_shapes(in_features)):

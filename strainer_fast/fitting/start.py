@@ -12,6 +12,14 @@ from strainer_fast._checks import bad_input
 from strainer_fast.models import Architecture, BatchedSiren, Encoder, Siren
 
 
+def signal_seed(seed: int, fingerprint: str) -> int:
+    """The seed that a fit draws a signal's initial weights from: the recipe's and the signal's own values.
+
+    `fingerprint` is `Signal.fingerprint()`. So a signal starts the same alone, in any company and at any place.
+    """
+    return (seed + int(fingerprint, 16)) % 2**63
+
+
 def initial_stack(
     init: Encoder | Architecture,
     in_features: int,

@@ -31,10 +31,14 @@ class Architecture:
     omega: Omega = 30.0
 
     def __post_init__(self) -> None:
-        check_count("hidden_features", self.hidden_features, 1, MAX_WIDTH)
-        check_count("num_layers", self.num_layers, 2, MAX_LAYERS)
-        check_count("num_shared_layers", self.num_shared_layers, 1, self.num_layers - 1)
-        object.__setattr__(self, "omega", omega_per_layer(self.omega, self.num_layers - 1))
+        checked = {
+            "hidden_features": check_count("hidden_features", self.hidden_features, 1, MAX_WIDTH),
+            "num_layers": check_count("num_layers", self.num_layers, 2, MAX_LAYERS),
+            "num_shared_layers": check_count("num_shared_layers", self.num_shared_layers, 1, self.num_layers - 1),
+            "omega": omega_per_layer(self.omega, self.num_layers - 1),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     @property
     def omegas(self) -> tuple[float, ...]:

@@ -92,7 +92,8 @@ class Encoder(nn.Module):
         Raises InputError for a file that is missing, cut short, damaged, not ours or of another format version.
         """
         tensors, document = read_tensors(Path(path), "encoder", _file_shapes)
-        encoder = cls(document["in_features"], Architecture(**document["architecture"]))
+        dtype = tensors["encoder.layers.0.weight"].dtype
+        encoder = cls(document["in_features"], Architecture(**document["architecture"]), dtype=dtype)
         encoder.load_state_dict({n.removeprefix("encoder."): t for n, t in tensors.items() if n.startswith("encoder.")})
         decoders = {n.removeprefix("decoders."): t for n, t in tensors.items() if n.startswith("decoders.")}
         encoder.decoders = decoders or None

@@ -65,7 +65,13 @@ def load_foreign(
 
 def _read(source: Mapping[str, Tensor] | str | Path) -> Mapping[str, Tensor]:
     if isinstance(source, str | Path):
-        source = torch.load(source, map_location="cpu", weights_only=True)
+        try:
+            source = torch.load(source, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # torch.load reports unusable files by errors of every kind
+            fix = "Save module.state_dict() with torch.save."
+            raise bad_input(str(source), "a state_dict that loads with weights_only=True", error, fix) from None
     if not isinstance(source, Mapping) or not all(isinstance(v, Tensor) for v in source.values()):
         raise bad_input(
             "checkpoint",
@@ -91,6 +97,11 @@ def _chain(state: Mapping[str, Tensor], layout: str) -> list[dict[str, Tensor]]:
         index = _LAST if match["layer"] is None else int(match["layer"])
         found.setdefault(index, {})[match["kind"]] = tensor.detach()
     layers = [found[index] for index in sorted(found)]
+    # alpine's lists hold a parameterless sine after each linear layer.
+    step = 2 if layout == "alpine" else 1
+    numbers = [index for index in sorted(found) if index != _LAST]
+    if numbers != list(range(0, step * len(numbers), step)):
+        raise bad_input(f"{layout} checkpoint", "layers without a gap", numbers, "The checkpoint is not complete.")
     if not layers or any("weight" not in layer or layer["weight"].ndim != 2 for layer in layers):
         raise bad_input(f"{layout} checkpoint", "a weight [out, in] per layer", sorted(state), "Check the layout.")
     for layer in layers:
@@ -115,7 +126,7 @@ def _alpine_strainer(state: Mapping[str, Tensor], omega: Omega) -> Strainer:
         raise bad_input("alpine checkpoint", "decoders 0, 1, ...", heads, "Save the whole Strainer's state_dict.")
     networks = []
     # Encoder indices come first, so a decoder's are shifted behind them to make one chain.
-    shift = 1 + max(int(_match_strainer(name)["layer"]) for name in encoder_state)
+    shift = 2 + max(int(_match_strainer(name)["layer"]) for name in encoder_state)
     for head in heads:
         chain = {
             f"model.{int(m['layer']) + (shift if m['head'] else 0)}.{m['kind']}": state[name]

@@ -77,17 +77,15 @@ class Siren(nn.Module):
             out_features: channels of the new signal; may differ from those the encoder was trained with.
             num_layers: all linear layers of the new network; None takes the encoder's own number (for a dict,
                 one linear layer after the encoder).
-            omega: None takes the encoder's (for a dict, 30: a state dict does not carry it).
+            omega: None takes the encoder's, repeated for further layers (30 for a plain dict, which has none).
             generator: CPU generator for the random part.
         """
         if isinstance(encoder, Encoder):
             state: Mapping[str, Tensor] = encoder.state_dict()
             num_layers = encoder.architecture.num_layers if num_layers is None else num_layers
-            if omega is None:
-                own = encoder.architecture.omegas
-                omega = (*own, *(own[-1:] * (num_layers - 1 - len(own))))[: num_layers - 1]
+            own: tuple[float, ...] = encoder.architecture.omegas
         else:
-            state, omega = encoder, 30.0 if omega is None else omega
+            state, own = encoder, getattr(encoder, "_metadata", {}).get("omegas", (30.0,))
         num_shared = sum(name.endswith(".weight") for name in state)
         first = state.get("layers.0.weight")
         if first is None or not all(name.startswith("layers.") for name in state):
@@ -100,6 +98,8 @@ class Siren(nn.Module):
                 num_layers,
                 "The last layer of a network is linear and not part of the encoder.",
             )
+        if omega is None:
+            omega = (*own, *own[-1:] * num_layers)[: num_layers - 1]
         hidden, in_features = first.shape
         siren = cls(in_features, hidden, num_layers, out_features, omega, device=first.device, dtype=first.dtype)
         siren.reset_parameters(generator)

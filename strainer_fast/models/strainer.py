@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 
@@ -68,9 +70,13 @@ class Strainer(nn.Module):
     def encoder_state(self) -> dict[str, Tensor]:
         """A copy of the encoder's parameters, named as in Siren (`layers.0.weight`, ...).
 
-        Feed it to `Siren.from_encoder`, or to `Siren.load_state_dict(..., strict=False)`. It does not carry omega.
+        Feed it to `Siren.from_encoder`, which also finds the omegas of the whole network in it, or to
+        `Siren.load_state_dict(..., strict=False)`.
         """
-        return {name: p.detach().clone() for name, p in self.encoder.state_dict().items()}
+        state = OrderedDict((name, p.detach().clone()) for name, p in self.encoder.state_dict().items())
+        # Beside the tensors, where PyTorch keeps a state_dict's own metadata.
+        state._metadata = {"omegas": self.architecture.omegas}  # type: ignore[attr-defined]
+        return state
 
     def decoder_state(self) -> dict[str, Tensor]:
         """A copy of the decoders' parameters, stacked [N, ...] and named as in BatchedSiren."""

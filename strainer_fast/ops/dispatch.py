@@ -44,6 +44,8 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
         chosen = torch.device(device)
     except RuntimeError:
         raise bad_input("device", "'auto', 'cpu' or 'cuda'", repr(device), "Name a PyTorch device.") from None
+    if chosen.type not in ("cpu", "cuda"):
+        raise bad_input("device", "'auto', 'cpu' or 'cuda'", repr(str(chosen)), "Other devices are not supported.")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise bad_input("device", "a device that is here", str(chosen), "This PyTorch sees no GPU: use 'cpu'.")
     return chosen

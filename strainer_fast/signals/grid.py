@@ -39,5 +39,9 @@ def grid(
         device, dtype: of the result.
     """
     bounds = [(-1.0, 1.0)] * len(shape) if bounds is None else bounds
-    axes = [axis(n, b, device=device, dtype=dtype) for n, b in zip(shape, bounds, strict=True)]
+    return mesh([axis(n, b, device=device, dtype=dtype) for n, b in zip(shape, bounds, strict=True)])
+
+
+def mesh(axes: Sequence[Tensor]) -> Tensor:  # D of [length] -> [P, D]
+    """All combinations of coordinates, the last axis fastest."""
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, len(axes))

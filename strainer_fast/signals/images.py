@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from strainer_fast._checks import bad_input, bad_type, check_choice
 
 ALPHA_CHOICES = ("drop", "black", "white", "keep")
 CHANNEL_CHOICES = (1, 3)
-MAX_SIDE = 16384
+MAX_SIDE, MAX_PIXELS = 16384, 2**26
+# What Pillow reads by itself: other formats call programs (EPS) or are never images of a signal.
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000", "AVIF", "TGA", "ICO")
 
 FloatImage = NDArray[np.float32]
 Range = tuple[float, float]
@@ -28,37 +32,51 @@ def read_image(path: Path) -> Image.Image:
     Raises OSError (Pillow's UnidentifiedImageError included) for what is no image or is cut short, and InputError
     for more pixels than Pillow's limit against decompression bombs.
     """
+    Image.init()  # registers every format
+    formats = [name for name in FORMATS if name in Image.OPEN]  # AVIF and others are optional in Pillow's builds
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(path) as image:
-                deep_colour = _is_16_bit_colour_png(path, image)
+            with Image.open(path, formats=formats) as image:
+                deep_colour = _is_16_bit_colour(path, image)
                 frames = getattr(image, "n_frames", 1)
                 image.load()
                 upright = ImageOps.exif_transpose(image)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             limit = f"at most {Image.MAX_IMAGE_PIXELS:,} pixels"
             raise bad_input(str(path), limit, str(error), "Raise PIL.Image.MAX_IMAGE_PIXELS if you trust it.") from None
-        except (SyntaxError, ValueError, EOFError, IndexError) as error:
-            # Some of Pillow's decoders report broken files this way.
-            raise OSError(f"broken image: {error}") from error
+        except OSError:
+            raise
+        except Exception as error:
+            # Pillow's decoders report broken files by errors of every kind.
+            raise OSError(f"broken image ({type(error).__name__}: {error})") from error
     if deep_colour:
-        warnings.warn(f"{path.name}: 16-bit colour PNG read at 8 bits per channel, all that Pillow keeps", stacklevel=2)
+        warnings.warn(f"{path.name}: 16-bit colour read at 8 bits per channel, all that Pillow keeps", stacklevel=2)
     if frames > 1:
         warnings.warn(f"{path.name}: {frames} frames, the first one is used", stacklevel=2)
     return upright
 
 
-def _is_16_bit_colour_png(path: Path, image: Image.Image) -> bool:
-    if image.format != "PNG" or image.mode not in ("RGB", "RGBA", "LA"):
+def _is_16_bit_colour(path: Path, image: Image.Image) -> bool:
+    if image.mode not in ("RGB", "RGBA", "LA", "CMYK"):
+        return False
+    if image.format == "TIFF":
+        bits = getattr(image, "tag_v2", {}).get(258, ())  # BitsPerSample
+        return any(b > 8 for b in (bits if isinstance(bits, tuple) else (bits,)))
+    if image.format != "PNG":
         return False
     with path.open("rb") as file:
         return file.read(25)[24:25] == b"\x10"  # IHDR's bit depth
 
 
-def from_pillow(image: Image.Image) -> tuple[FloatImage, Range, bool]:
-    """A Pillow image as ([H, W, C] in [0, 1], source range, last channel is alpha)."""
+def from_pillow(image: Image.Image, value_range: Range | None = None) -> tuple[FloatImage, Range, bool]:
+    """A Pillow image as ([H, W, C] in [0, 1], source range, last channel is alpha).
+
+    `value_range` counts for images of more than 8 bits and for float images, as in `from_array`.
+    """
     mode = image.mode
+    if value_range is not None and mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
+        return from_array(np.asarray(image), value_range, "image")
     if mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
         pixels = np.asarray(image, dtype=np.int64)
         if pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
@@ -66,7 +84,7 @@ def from_pillow(image: Image.Image) -> tuple[FloatImage, Range, bool]:
                 "integer image",
                 "0 to 65535",
                 f"{pixels.min()} to {pixels.max()}",
-                "Load it as an array, with value_range.",
+                "Say what maps to 0 and 1: value_range=(low, high).",
             )
         return (pixels[..., None] / 65535).astype(np.float32), (0.0, 65535.0), False
     if mode == "F":
@@ -113,8 +131,8 @@ def from_array(array: NDArray[Any] | Tensor, value_range: Range | None, name: st
     if not is_float and array.dtype.kind not in "uib":
         raise bad_type(name, "numbers", array, f"Its dtype is {array.dtype}.")
     low, high = value_range or own.get(array.dtype.name, (0.0, 1.0))
-    if not high > low:
-        raise bad_input("value_range", "(low, high) with high > low", (low, high), "Swap or widen it.")
+    if not (np.isfinite((low, high)).all() and high > low):
+        raise bad_input("value_range", "(low, high), finite, with high > low", (low, high), "Swap or widen it.")
     scaled = (array.astype(np.float64) - low) / (high - low)
     return scaled.astype(np.float32), (float(low), float(high)), array.shape[-1] in (2, 4)
 
@@ -155,9 +173,13 @@ def check_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     """(height, width) in pixels; an int means a square."""
     if size is None:
         return None
-    height, width = (size, size) if isinstance(size, int) else size
-    if not all(isinstance(n, int) and 1 <= n <= MAX_SIDE for n in (height, width)):
-        raise bad_input("size", f"1 to {MAX_SIDE} pixels a side", f"{height}x{width}", "Choose a smaller image.")
+    sides = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else (size, size)
+    if len(sides) != 2 or not all(isinstance(n, Integral) and 1 <= n <= MAX_SIDE for n in sides):
+        got = "x".join(map(str, sides))
+        raise bad_input("size", f"(height, width) of 1 to {MAX_SIDE} pixels a side", got, "Choose another size.")
+    height, width = int(sides[0]), int(sides[1])
+    if height * width > MAX_PIXELS:
+        raise bad_input("size", f"at most {MAX_PIXELS:,} pixels", f"{height}x{width}", "Choose a smaller size.")
     return height, width
 
 

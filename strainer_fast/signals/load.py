@@ -43,15 +43,16 @@ def load(
         source: one of these or a sequence of them: an image file; a folder (its image files in order of name, no
             subfolders, no hidden files); an array or tensor [H, W], [H, W, C] or [N, H, W, C]; a Pillow image;
             a Signal.
-            EXIF orientation is applied; 8-bit, 16-bit and float images keep their precision.
+            EXIF orientation is applied; 8-bit, 16-bit grey and float images keep their precision, 16-bit colour is read
+            at 8 bits with a warning.
         size: resize to (height, width), or a square; None keeps each image's own size.
         crop: first cut the largest centred window of `size`'s aspect ratio (a square without `size`), so that nothing
             is stretched.
         channels: 1 or 3 converts to grey or RGB; None keeps what the image has.
         alpha: what to do with an alpha channel: "drop", "black" or "white" (composite over it), "keep". Images with
             alpha are refused without it.
-        value_range: for arrays: the values that map to 0 and 1. Not needed for uint8, uint16, bool, or floats in
-            [0, 1].
+        value_range: for arrays, and for images that are not 8-bit: the values that map to 0 and 1. Not needed for
+            uint8, uint16, bool, or floats in [0, 1].
 
     Returns:
         At least one signal. Files in a folder or list that cannot be read are skipped with a UserWarning that names
@@ -98,7 +99,7 @@ def load_all(
     for item in _items(source):
         if isinstance(item, Path):
             try:
-                signals.append(finish(*images.from_pillow(images.read_image(item)), name=item.stem))
+                signals.append(finish(*images.from_pillow(images.read_image(item), value_range), name=item.stem))
             except (OSError, InputError) as error:
                 reason = "not an image that Pillow can read" if "identify" in str(error) else str(error)
                 skipped.append(Skipped(str(item), reason))
@@ -108,7 +109,7 @@ def load_all(
                 item = replace(finish(image, item.value_range, False, item.name), value_range=item.value_range)
             signals.append(item)
         elif isinstance(item, Image.Image):
-            signals.append(finish(*images.from_pillow(item), name=f"signal-{len(signals)}"))
+            signals.append(finish(*images.from_pillow(item, value_range), name=f"signal-{len(signals)}"))
         else:
             name = f"signal-{len(signals)}"
             signals.append(finish(*images.from_array(item, value_range, name), name=name))
@@ -143,7 +144,7 @@ def _items(source: Source | Iterable[Source]) -> list[Any]:
 def _files(path: Path) -> list[Path]:
     path = path.expanduser()
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+        files = sorted(p for p in path.iterdir() if not p.is_dir() and not p.name.startswith("."))
         if not files:
             raise bad_input(str(path), "a folder with images", "no files in it", "Subfolders are not searched.")
         return files

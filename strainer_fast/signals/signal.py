@@ -13,6 +13,9 @@ from torch import Tensor
 from strainer_fast._checks import bad_input, bad_type
 from strainer_fast.signals.grid import grid
 
+MAX_NAME_BYTES = 120
+"""File systems allow 255; output names add sizes and endings."""
+
 
 @dataclass(frozen=True, eq=False)
 class Signal:
@@ -37,7 +40,8 @@ class Signal:
             raise bad_type(what, "a tensor [*grid, C]", values, "Use signals.load for arrays and files.")
         if values.ndim < 2 or values.numel() == 0:
             raise bad_input(what, "shape [*grid, C] without empty axes", list(values.shape), "Check the source.")
-        values = values.detach().to("cpu", torch.float32, copy=True).contiguous()
+        with torch.inference_mode(False):  # so that the copy can take part in autograd later
+            values = values.detach().to("cpu", torch.float32, copy=True).contiguous()
         bad = ~torch.isfinite(values)
         if bad.any():
             first = tuple(int(i) for i in bad.nonzero()[0])
@@ -97,7 +101,8 @@ def unique_names(names: Iterable[str]) -> list[str]:
     taken: set[str] = set()
     result = []
     for name in names:
-        safe = re.sub(r"[^\w. -]", "_", name).strip(" .-")[:120] or "signal"
+        safe = re.sub(r"[^\w. -]", "_", name).strip(" .-")
+        safe = safe.encode()[:MAX_NAME_BYTES].decode(errors="ignore").strip() or "signal"
         candidate, count = safe, 1
         while candidate.lower() in taken:
             count += 1

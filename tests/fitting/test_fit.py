@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import strainer_fast as sf
 from strainer_fast import reference
 from strainer_fast.fitting import engine, loop
 from strainer_fast.fitting.optim import Adam
+from strainer_fast.fitting.start import signal_seed
 
 
 def quick(**changes: object) -> sf.Recipe:
@@ -99,7 +101,7 @@ def test_global_random_state_is_irrelevant(unseen: list[sf.Signal], tiny: sf.Arc
 def test_a_signal_does_not_depend_on_its_company(unseen: list[sf.Signal], tiny: sf.Architecture) -> None:
     together = sf.fit(unseen[:4], "siren", quick(learning_rate=1e-4), architecture=tiny)
     for i in range(4):
-        alone = sf.fit(unseen[i], "siren", quick(learning_rate=1e-4, seed=i), architecture=tiny)
+        alone = sf.fit(unseen[i], "siren", quick(learning_rate=1e-4), architecture=tiny)
         np.testing.assert_allclose(together.curves[i].psnr, alone.curves[0].psnr, atol=1e-3)
 
 
@@ -127,7 +129,8 @@ def test_target_is_looked_at_every_check(unseen: list[sf.Signal], encoder: sf.En
 
 def test_zero_steps_is_the_start(unseen: list[sf.Signal], encoder: sf.Encoder) -> None:
     result = sf.fit(unseen[0], encoder, quick(steps=0))
-    start = sf.Siren.from_encoder(encoder, 1, generator=torch.Generator().manual_seed(0))
+    seed = signal_seed(0, unseen[0].fingerprint())
+    start = sf.Siren.from_encoder(encoder, 1, generator=torch.Generator().manual_seed(seed))
     assert all(torch.equal(a, b) for a, b in zip(result.module(0).parameters(), start.parameters(), strict=True))
     assert result.steps == [0]
 
@@ -148,7 +151,7 @@ def test_mixed_sizes_and_channels(encoder: sf.Encoder) -> None:
     assert result.weights["head.weight"].shape == (6, 3, 32)
     for i, (s, image) in enumerate(zip(signals, result.render(), strict=True)):
         assert image.shape == s.values.shape
-        alone = sf.fit(s, encoder, quick(steps=5, seed=i))
+        alone = sf.fit(s, encoder, quick(steps=5))
         assert result.psnr[i] == pytest.approx(alone.psnr[0], abs=0.01)
 
 
@@ -279,16 +282,42 @@ def test_render(unseen: list[sf.Signal], encoder: sf.Encoder) -> None:
 
 
 def test_exact_fit_is_infinite_psnr(tmp_path: Path, encoder: sf.Encoder) -> None:
-    # Adam cannot reach an MSE of exactly 0, a network that is asked for its own output has it.
-    network = sf.Siren.from_encoder(encoder, 1, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        values = network(sf.signals.grid((1, 1))).view(1, 1, 1)
-    shift = sf.Signal(values.clamp(0, 1), "self")
-    result = sf.fit(shift, encoder, quick(steps=0))
-    if values.item() == shift.values.item():
-        assert result.psnr == [math.inf]
+    values = torch.full((1, 1, 1), 0.25)
+    result = sf.fit(sf.Signal(values, "dot"), encoder, quick(steps=0, start="least_squares"))
+    assert result.psnr == [math.inf]  # one point is solved exactly: weight 0, bias its value
     result.save(tmp_path / "fit.safetensors")
-    assert sf.FitResult.load(tmp_path / "fit.safetensors").psnr == result.psnr
+    assert sf.FitResult.load(tmp_path / "fit.safetensors").psnr == [math.inf]
+
+
+@pytest.mark.parametrize("mode", ["no_grad", "inference_mode", "autocast"])
+def test_the_callers_modes_change_nothing(mode: str, scans: list[sf.Signal], tiny: sf.Architecture) -> None:
+    contexts = {
+        "no_grad": torch.no_grad,
+        "inference_mode": torch.inference_mode,
+        "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    }
+    for implementation in ("tiled", "torch"):
+
+        def run(implementation: str = implementation) -> sf.FitResult:
+            own = sf.signals.load(scans[0].values)
+            encoder = sf.pretrain(own, quick(pretrain_steps=3), architecture=tiny, implementation=implementation)
+            return sf.fit(own, encoder, quick(steps=3, start="least_squares"), implementation=implementation)
+
+        expected = run()
+        state = torch.get_rng_state()
+        with contexts[mode]():
+            result = run()
+        assert torch.equal(torch.get_rng_state(), state)
+        assert all(torch.equal(a, b) for a, b in zip(result.weights.values(), expected.weights.values(), strict=True))
+        assert all(p.requires_grad for p in result.module(0).parameters())
+
+
+def test_each_signal_is_handed_over_when_it_stops(unseen: list[sf.Signal], encoder: sf.Encoder) -> None:
+    seen: list[list[str]] = []
+    result = sf.fit(unseen[:5], encoder, quick(steps=150), target_psnr=20.0, on_result=lambda r: seen.append(r.names))
+    assert len(set(result.steps)) == len(seen) > 1
+    assert seen[-1] == result.names
+    assert all(set(a) < set(b) for a, b in pairwise(seen))
 
 
 @pytest.mark.parametrize(
@@ -328,22 +357,24 @@ def test_a_signal_too_large_for_the_memory_is_refused(encoder: sf.Encoder, monke
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak memory that Linux keeps")
-def test_step_memory_estimate_covers_what_autograd_takes() -> None:
+@pytest.mark.parametrize("implementation", ["torch", "tiled"])
+def test_step_memory_estimate_covers_what_a_step_takes(implementation: str) -> None:
     code = """
-import re, torch, strainer_fast as sf
+import re, sys, torch, strainer_fast as sf
 from strainer_fast.fitting.engine import step_bytes
 from strainer_fast.ops import losses_and_gradients
 def kilobytes(name): return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
 m = sf.BatchedSiren(1, 2, 128, 5, 1)
 x = sf.signals.grid((300, 300)); y = torch.rand(1, 90000, 1)
-losses_and_gradients("torch", x[:1000], y[:, :1000], list(m.parameters()), m.omegas, True)
+losses_and_gradients(sys.argv[1], x[:1000], y[:, :1000], list(m.parameters()), m.omegas, True)
 open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far
 before = kilobytes("VmRSS")
-losses_and_gradients("torch", x, y, list(m.parameters()), m.omegas, True)
-print((kilobytes("VmHWM") - before) * 1024 / step_bytes(90000, 1, sf.Architecture(128, 5, 4)))
+losses_and_gradients(sys.argv[1], x, y, list(m.parameters()), m.omegas, True)
+print((kilobytes("VmHWM") - before) * 1024 / step_bytes(sys.argv[1], 90000, 1, 1, False, sf.Architecture(128, 5, 4)))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert 0.4 < float(done.stdout) <= 1.05
+    command = [sys.executable, "-c", code, implementation]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert {"torch": 0.4, "tiled": 0.1}[implementation] < float(done.stdout) <= 1.05
 
 
 def test_recipes_are_checked() -> None:

@@ -176,8 +176,10 @@ def test_from_a_file_and_in_double(tmp_path: Path) -> None:
 
 def test_a_pickled_module_is_not_executed(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
-    with pytest.raises(Exception, match=r"weights_only|Weights only"):
-        sf.load_foreign(tmp_path / "module.pt", "alpine")
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    for name in ("module.pt", "junk.pt"):
+        with pytest.raises(sf.InputError, match="a state_dict that loads with weights_only=True"):
+            sf.load_foreign(tmp_path / name, "alpine")
 
 
 @pytest.mark.parametrize(
@@ -189,6 +191,7 @@ def test_a_pickled_module_is_not_executed(tmp_path: Path) -> None:
         ({"model": {}}, "alpine", "flat state_dict"),
         ({"model.0.weight": torch.zeros(4, 2), "model.2.weight": torch.zeros(1, 5)}, "alpine", "one width"),
         ({"encoder.0.weight": torch.zeros(4, 2)}, "alpine", "decoders 0, 1"),
+        ({f"net.{i}.0.weight": torch.zeros(2, 2) for i in (0, 1, 3)}, "vsitzmann", r"without a gap, got \[0, 1, 3\]"),
         ({"encoder.0.weight": torch.zeros(4, 2), "decoder.0.0.bias": torch.zeros(4)}, "alpine", "weight"),
     ],
 )

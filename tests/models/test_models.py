@@ -74,7 +74,9 @@ def test_encoder_moves_into_a_siren() -> None:
     features = strainer.encoder(x)
     from_module = sf.Siren.from_encoder(strainer.encoder, out_features=3)
     assert from_module.omegas == (30.0, 20.0, 10.0)
-    from_state = sf.Siren.from_encoder(strainer.encoder_state(), 3, num_layers=4, omega=(30.0, 20.0, 10.0))
+    from_state = sf.Siren.from_encoder(strainer.encoder_state(), 3, num_layers=4)
+    assert from_state.omegas == (30.0, 20.0, 10.0)
+    assert sf.Siren.from_encoder(dict(strainer.encoder_state()), 3, omega=5.0).omegas == (5.0, 5.0)
     for siren in (from_module, from_state):
         assert len(siren.layers) == 3
         assert siren(x).shape == (11, 3)

@@ -110,7 +110,7 @@ def test_sixteen_bit_colour_png_says_what_is_lost(tmp_path: Path) -> None:
     header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     (tmp_path / "deep.png").write_bytes(data)
-    with pytest.warns(UserWarning, match="16-bit colour PNG read at 8 bits"):
+    with pytest.warns(UserWarning, match="16-bit colour read at 8 bits"):
         (signal,) = load(tmp_path / "deep.png")
     assert signal.channels == 3
 
@@ -176,7 +176,7 @@ def test_size_and_crop() -> None:
 
 @pytest.mark.parametrize("size", [0, -3, 100_000, (5, 0), (4.0, 4)])
 def test_absurd_sizes(size: object) -> None:
-    with pytest.raises(sf.InputError, match="size: expected 1 to 16384 pixels"):
+    with pytest.raises(sf.InputError, match="1 to 16384 pixels a side"):
         load(RGB, size=size)
 
 
@@ -302,3 +302,16 @@ def test_signals_of_other_dimensions() -> None:
     assert sound.shape == (50,)
     with pytest.raises(sf.InputTypeError, match=r"signals.load"):
         Signal(np.zeros((2, 2, 1)))
+
+
+def test_names_are_short_enough_for_file_systems() -> None:
+    names = unique_names(["脑" * 83, "脑" * 84, "é" * 300])
+    assert len(set(names)) == 3
+    assert all(len(n.encode()) <= 125 for n in names)
+
+
+def test_broken_links_are_named(image_folder: Path) -> None:
+    (image_folder / "z.png").symlink_to(image_folder / "gone.png")
+    signals, skipped = load_all(image_folder)
+    assert len(signals) == 3
+    assert [Path(s.source).name for s in skipped] == ["z.png"]
