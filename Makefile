@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest -q
+# Compilers of other packages warn about themselves, which is not for us to judge.
+BENCH := mkdir -p benchmarks/results && $(PYTEST) benchmarks -W ignore --benchmark-columns=median,rounds
 
-.PHONY: demo test test-main test-interpreter test-aot check check-long lint bench dev clean
+.PHONY: demo test test-main test-interpreter test-aot check check-long lint bench bench-quick readme-table dev clean
 
 demo: $(STAMP)
 	$(BIN)/strainer-fast demo --out demo
@@ -33,7 +35,16 @@ check-long: check
 	$(PYTEST) -m long --ignore=tests/kernels --ignore=tests/aot
 
 bench: $(STAMP)
-	$(PYTEST) benchmarks --benchmark-columns=min,median,iqr,rounds
+	$(BENCH) --benchmark-json=benchmarks/results/latest.json
+	$(BIN)/python -m benchmarks.report benchmarks/results/latest.json
+
+bench-quick: $(STAMP)
+	$(BENCH) -m quick --benchmark-json=benchmarks/results/quick.json
+	$(BIN)/python -m benchmarks.report benchmarks/results/quick.json
+
+# README's table, from the committed result file.
+readme-table: $(STAMP)
+	$(BIN)/python -m benchmarks.report benchmarks/results/cpu.json --update README.md
 
 dev: $(STAMP)
 

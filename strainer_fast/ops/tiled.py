@@ -22,6 +22,8 @@ TILE_ELEMENTS = 2**18
 chosen: docs/one-pass.md."""
 
 MIN_TILE = 64
+ALIGN = 16
+"""Rows of a tile come in whole vectors."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,20 @@ def sweep(
         pick = own if independent else slice(None)
         layers = _layers([p[pick] for p in parameters], [None if g is None else g[pick] for g in gradients], omegas)
         stack = max(layer.stack for layer in layers)
-        rows = tile or max(MIN_TILE, TILE_ELEMENTS // (width * stack) // MIN_TILE * MIN_TILE)
+        rows = tile or _balanced_tile(num_points, width * stack)
         weighting = point_weights if point_weights is None or point_weights.ndim == 1 else point_weights[own]
         _sweep_group(layers, points, values[own], weighting, scale[own], total[own], point_gradient, rows)
     for gradient, omega in zip(gradients, [o for o in omegas for _ in range(2)], strict=False):
         if gradient is not None:
             gradient.mul_(omega)
     return Swept((total / norm).to(values.dtype), gradients, point_gradient)
+
+
+def _balanced_tile(num_points: int, elements_per_point: int) -> int:
+    """As many points as TILE_ELEMENTS allows, evened out: a short last tile costs as many calls as a full one."""
+    most = max(MIN_TILE, TILE_ELEMENTS // elements_per_point)
+    tiles = max(1, -(-num_points // most))
+    return max(ALIGN, -(-num_points // (tiles * ALIGN)) * ALIGN)
 
 
 class _Layer:
