@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -15,9 +16,16 @@ import torch
 
 from benchmarks.cases import CASES, Case, Problem
 from benchmarks.harness import check_parity, machine, peak_megabytes, row, sgemm, truth_of
+from benchmarks.jax_peer import JaxPeer
 from benchmarks.providers import providers
 
 ROUNDS = 11
+
+
+def start_jax(problem: Problem) -> JaxPeer:
+    """The same step in JAX."""
+    p = problem
+    return JaxPeer(p.points.numpy(), p.values.numpy(), [t.detach().numpy() for t in p.parameters], p.omegas)
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, id=c.name, marks=[pytest.mark.quick] * c.quick) for c in CASES])
@@ -36,14 +44,22 @@ def test_step(benchmark: Any, case: Case) -> None:
             warm_up[name] = time.perf_counter() - begin
             step()
             steps[name] = step
-        memory = {name: peak_megabytes(step) for name, step in steps.items()}
+        jax_peer = start_jax(problem) if case.threads > 1 and find_spec("jax") else None  # XLA takes all cores
+        if jax_peer is not None:
+            losses, *gradients = (torch.from_numpy(r) for r in jax_peer.results)
+            check_parity("JAX jit", (losses, gradients), truth)
+        memory: dict[str, float | None] = {name: peak_megabytes(step) for name, step in steps.items()}
         rate = sgemm()
         own = steps.pop("strainer_fast")
         seconds: dict[str, list[float]] = {name: [] for name in ("strainer_fast", *steps)}
         rates: list[float] = []
+        if jax_peer is not None:
+            seconds["JAX jit"], memory["JAX jit"], warm_up["JAX jit"] = [], None, 0.0
 
         def others() -> None:
             rates.append(rate())
+            if jax_peer is not None:
+                seconds["JAX jit"].append(jax_peer.step())
             for name, step in steps.items():
                 begin = time.perf_counter()
                 step()
@@ -57,5 +73,7 @@ def test_step(benchmark: Any, case: Case) -> None:
             row(case, name, times, best, memory[name]) | {"warm_up_s": warm_up[name]} for name, times in seconds.items()
         ]
         benchmark.extra_info.update(machine=machine(), rows=rows)
+        if jax_peer is not None:
+            jax_peer.close()
     finally:
         torch.set_num_threads(threads)

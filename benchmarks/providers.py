@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 
 import torch
@@ -76,51 +75,8 @@ def vmap(problem: Problem) -> Step:
     return step
 
 
-def jax_jit(problem: Problem) -> Step:
-    """JAX: jit of value_and_grad; vmap over the stack for independent networks. Needs the extra `jax`."""
-    import jax
-    import jax.numpy as jnp
-
-    points, values = jnp.asarray(problem.points.numpy()), jnp.asarray(problem.values.numpy())
-    parameters = [jnp.asarray(t.detach().numpy()) for t in problem.parameters]
-    independent = problem.parameters[0].ndim == 3
-
-    def forward(ps: list[jax.Array]) -> jax.Array:
-        h = points
-        for weight, bias, omega in zip(ps[:-2:2], ps[1:-2:2], problem.omegas, strict=True):
-            h = jnp.sin(omega * (h @ weight.T + bias))
-        if independent:
-            return h @ ps[-2].T + ps[-1]
-        return jnp.einsum("ph,nch->npc", h, ps[-2]) + ps[-1][:, None]
-
-    def losses_of(ps: list[jax.Array], target: jax.Array) -> jax.Array:
-        return ((forward(ps) - target) ** 2).mean(axis=(-2, -1))
-
-    if independent:
-        run = jax.jit(jax.vmap(jax.value_and_grad(losses_of)))
-    else:
-
-        def total(ps: list[jax.Array], target: jax.Array) -> tuple[jax.Array, jax.Array]:
-            each = losses_of(ps, target)
-            return each.sum(), each
-
-        inner = jax.value_and_grad(total, has_aux=True)
-
-        def with_losses(ps: list[jax.Array], target: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-            (_, each), gradients = inner(ps, target)
-            return each, gradients
-
-        run = jax.jit(with_losses)
-
-    def step() -> Result:
-        losses, gradients = jax.block_until_ready(run(parameters, values))
-        return torch.from_dlpack(losses), [torch.from_dlpack(g) for g in gradients]
-
-    return step
-
-
 def providers(case: Case) -> dict[str, Callable[[Problem], Step]]:
-    """Those that can do this case and are installed; ours first."""
+    """Those that can do this case; ours first. JAX has a process of its own: jax_peer.py."""
     found: dict[str, Callable[[Problem], Step]] = {
         "strainer_fast": ours,
         "autograd eager": eager,
@@ -128,6 +84,4 @@ def providers(case: Case) -> dict[str, Callable[[Problem], Step]]:
     }
     if case.independent:
         found = {"strainer_fast": ours, "Python loop": loop, "bmm + autograd": eager, "torch.func.vmap": vmap}
-    if importlib.util.find_spec("jax") is not None:
-        found["JAX jit"] = jax_jit
     return found

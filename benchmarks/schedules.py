@@ -1,0 +1,105 @@
+"""How the one-pass sweep might be scheduled on a CPU, measured: `python -m benchmarks.schedules`.
+
+Variants, interleaved: threaded products over tiles of several sizes (what `ops.tiled` does), and one tile per thread
+with single-threaded products (Python threads that sweep a part of the points each; PyTorch's calls release the GIL).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from benchmarks.cases import CASES, Problem
+from benchmarks.harness import check_parity, machine, sgemm, truth_of
+from benchmarks.providers import Result, Step, eager
+from strainer_fast.ops import tiled
+
+TILES = (256, 512, 1024, 2048, 4096, 8192)
+TILES_PER_THREAD = (128, 256, 512)
+
+
+def threaded_products(problem: Problem, tile: int) -> Step:
+    """All threads share the products of one tile."""
+    p = problem
+    data = [t.detach() for t in p.parameters]
+
+    def step() -> Result:
+        swept = tiled.sweep(p.points, p.values, data, p.omegas, [True] * len(data), tile=tile)
+        return swept.losses, [g for g in swept.gradients if g is not None]
+
+    return step
+
+
+def tile_per_thread(problem: Problem, tile: int, pool: ThreadPoolExecutor, threads: int) -> Step:
+    """Each thread sweeps its own part of the points; the parts are then summed in order."""
+    p = problem
+    data = [t.detach() for t in p.parameters]
+    parts = list(zip(p.points.chunk(threads), p.values.chunk(threads, dim=1), strict=True))
+
+    def part(points: torch.Tensor, values: torch.Tensor) -> Result:
+        share = torch.full((values.shape[0],), points.shape[0] / p.points.shape[0])
+        swept = tiled.sweep(points, values, data, p.omegas, [True] * len(data), signal_weights=share, tile=tile)
+        return swept.losses * share, [g for g in swept.gradients if g is not None]
+
+    def step() -> Result:
+        results = list(pool.map(part, *zip(*parts, strict=True)))
+        gradients = [sum(g[1:], g[0]) for g in zip(*(g for _, g in results), strict=True)]
+        losses = torch.stack([losses for losses, _ in results]).sum(0)
+        return losses, gradients
+
+    return step
+
+
+def use_one_thread(_: int) -> None:
+    """Once in every thread of the pool; the pause keeps one from taking another's turn."""
+    torch.set_num_threads(1)
+    time.sleep(0.1)
+
+
+def measure(steps: dict[str, Step], rounds: int) -> dict[str, float]:
+    """Median milliseconds of each, all in turn every round."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        step()
+    for _ in range(rounds):
+        for name, step in steps.items():
+            begin = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - begin)
+    return {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
+
+
+def main() -> None:
+    """Prints one line per variant for the 178x178 case on two threads."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    rounds = parser.parse_args().rounds
+    case = next(c for c in CASES if c.name == "178x178, 5x256")
+    torch.set_num_threads(case.threads)
+    problem = Problem.of(case)
+    truth = truth_of(problem)
+    shared: dict[str, Step] = {f"threaded products, tiles of {t}": threaded_products(problem, t) for t in TILES}
+    shared["autograd eager"] = eager(problem)
+    for name, step in shared.items():
+        check_parity(name, step(), truth)
+    print(f"{machine()['cpu']}, torch {torch.__version__}; sgemm {sgemm()():.0f} GFLOP/s")
+    found = measure(shared, rounds)
+    # The number of threads of a product is a setting of the process, so these have a turn of their own.
+    with ThreadPoolExecutor(case.threads) as pool:
+        list(pool.map(use_one_thread, range(case.threads)))
+        alone: dict[str, Step] = {
+            f"a tile of {t} per thread": tile_per_thread(problem, t, pool, case.threads) for t in TILES_PER_THREAD
+        }
+        for name, step in alone.items():
+            check_parity(name, step(), truth)
+        found |= measure(alone, rounds)
+    for name, milliseconds in sorted(found.items(), key=lambda item: item[1]):
+        print(f"{milliseconds:8.1f} ms  {case.flops / milliseconds / 1e6:5.0f} GFLOP/s  {name}")
+
+
+if __name__ == "__main__":
+    main()
