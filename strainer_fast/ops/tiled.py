@@ -4,8 +4,8 @@ Full-batch autograd writes and re-reads every activation of every point. Here a 
 layers forward, residual, backward chain, weight gradients added up; its buffers then serve the next tile. What a step
 needs beyond its gradients is one tile's buffers, whatever the number of points.
 
-Per element of a hidden layer, besides the three products, a sweep does: sine and cosine together, one multiplication
-and one sum. omega is folded into weights and biases once per sweep: z = x (omega W)^T + omega b.
+Per element of a hidden layer, besides the three products, a sweep does: sin, cos in place of z, one multiplication and
+one sum. omega is folded into weights and biases once per sweep: z = x (omega W)^T + omega b.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from strainer_fast.ops.sincos import sincos_
 
 TILE_ELEMENTS = 2**18
 """Activations of one layer in a tile: 1 MiB in float32, which a core's cache holds in part and two share. How it was
@@ -185,9 +183,8 @@ def _sweep_group(
     sines = [_Scratch(layer.shape(tile), points) for layer in hidden]
     cosines = [_Scratch(layer.shape(tile), points) if i >= lowest else None for i, layer in enumerate(hidden)]
     output = _Scratch(head.shape(tile), points)
-    widest = max(tile * layer.stack * max(layer.weight.shape[-2:]) for layer in layers)
-    spare = [_Scratch((widest,), points) for _ in range(2)]
-    incoming = spare[0]  # sines are done when gradients come in
+    widest = max((layer.stack * tile * layer.weight.shape[-1] for layer in layers[lowest:]), default=0)
+    incoming = _Scratch((widest,), points)
     ones = torch.ones(tile, dtype=points.dtype, device=points.device)
 
     for start in range(0, num_points, tile):
@@ -196,12 +193,8 @@ def _sweep_group(
         slopes: list[Tensor] = []
         for layer, sine, cosine in zip(hidden, sines, cosines, strict=True):
             z = layer.product(inputs[-1], (cosine or sine).view(layer.shape(rows)))
-            inputs.append(sine.view(layer.shape(rows)))
-            slopes.append(z)
-            if cosine is None:
-                z.sin_()  # in the memory of the input just appended: a frozen layer keeps no slope
-            else:
-                sincos_(z, inputs[-1], (spare[0].view(z.shape), spare[1].view(z.shape)))
+            inputs.append(torch.sin(z, out=sine.view(layer.shape(rows))))
+            slopes.append(z.cos_() if cosine is not None else z)
         dz = head.product(inputs[-1], output.view(head.shape(rows)))
         residual = dz if head.stacked else dz.view(rows, values.shape[0], -1).transpose(0, 1)  # [N, rows, C]
         residual.sub_(values[:, start : start + rows])
