@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest -q
 # Compilers of other packages warn about themselves, which is not for us to judge.
 BENCH := mkdir -p benchmarks/results && $(PYTEST) benchmarks -W ignore --benchmark-columns=median,rounds
 
-.PHONY: demo test test-main test-interpreter test-aot check check-long lint bench bench-quick readme-table dev clean
+.PHONY: demo test test-main test-interpreter test-aot check check-long lint bench bench-quick keep-bench readme-table dev clean
 
 demo: $(STAMP)
 	$(BIN)/strainer-fast demo --out demo
@@ -42,7 +42,11 @@ bench-quick: $(STAMP)
 	$(BENCH) -m quick --benchmark-json=benchmarks/results/quick.json
 	$(BIN)/python -m benchmarks.report benchmarks/results/quick.json
 
-# README's table, from the committed result file.
+# The measured rows of the last `make bench`, and README's table from them.
+keep-bench: $(STAMP)
+	$(BIN)/python -m benchmarks.report benchmarks/results/latest.json --keep benchmarks/results/cpu.json
+	$(MAKE) readme-table
+
 readme-table: $(STAMP)
 	$(BIN)/python -m benchmarks.report benchmarks/results/cpu.json --update README.md
 

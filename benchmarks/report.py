@@ -14,9 +14,9 @@ from typing import Any
 BEGIN, END = "<!-- speed table: begin -->", "<!-- speed table: end -->"
 
 
-def rows_of(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every provider's row of every case, in the order they were measured."""
-    return [row for benchmark in result["benchmarks"] for row in benchmark["extra_info"]["rows"]]
+def rows_alone(result: dict[str, Any]) -> dict[str, Any]:
+    """What tables are made of: machine and rows of each case."""
+    return {"benchmarks": [{"extra_info": benchmark["extra_info"]} for benchmark in result["benchmarks"]]}
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -56,12 +56,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Tables from benchmark results.")
     parser.add_argument("result", type=Path, help="JSON file of `make bench`")
     parser.add_argument("--update", type=Path, help="Markdown file with the markers")
+    parser.add_argument("--keep", type=Path, help="file for the rows alone, without the host's details")
     arguments = parser.parse_args()
-    table = markdown(json.loads(arguments.result.read_text()))
-    if arguments.update is None:
-        print(table)
+    result = json.loads(arguments.result.read_text())
+    if arguments.keep is not None:
+        arguments.keep.write_text(json.dumps(rows_alone(result), indent=1) + "\n")
+    elif arguments.update is not None:
+        update(arguments.update, markdown(result))
     else:
-        update(arguments.update, table)
+        print(markdown(result))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """How the one-pass sweep might be scheduled on a CPU, measured: `python -m benchmarks.schedules`.
 
+`--profile` prints instead where the time of a step goes, by PyTorch operation and shape.
+
 Variants, interleaved: threaded products over tiles of several sizes (what `ops.tiled` does), and one tile per thread
 with single-threaded products (Python threads that sweep a part of the points each; PyTorch's calls release the GIL).
 """
@@ -73,11 +75,24 @@ def measure(steps: dict[str, Step], rounds: int) -> dict[str, float]:
     return {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
 
 
+def profile(step: Step, steps: int = 5) -> None:
+    """Milliseconds a step of the operations that take longest."""
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as recorded:
+        for _ in range(steps):
+            step()
+    events = recorded.key_averages(group_by_input_shape=True)
+    for event in sorted(events, key=lambda e: -e.self_cpu_time_total)[:12]:
+        shapes = [s for s in event.input_shapes if s]
+        print(f"{event.self_cpu_time_total / steps / 1e3:8.1f} ms  {event.count // steps:4} x {event.key} {shapes}")
+
+
 def main() -> None:
     """Prints one line per variant for the 178x178 case on two threads."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--profile", action="store_true")
+    arguments = parser.parse_args()
     case = next(c for c in CASES if c.name == "178x178, 5x256")
     torch.set_num_threads(case.threads)
     problem = Problem.of(case)
@@ -87,7 +102,10 @@ def main() -> None:
     for name, step in shared.items():
         check_parity(name, step(), truth)
     print(f"{machine()['cpu']}, torch {torch.__version__}; sgemm {sgemm()():.0f} GFLOP/s")
-    found = measure(shared, rounds)
+    if arguments.profile:
+        profile(threaded_products(problem, 1024))
+        return
+    found = measure(shared, arguments.rounds)
     # The number of threads of a product is a setting of the process, so these have a turn of their own.
     with ThreadPoolExecutor(case.threads) as pool:
         list(pool.map(use_one_thread, range(case.threads)))
@@ -96,7 +114,7 @@ def main() -> None:
         }
         for name, step in alone.items():
             check_parity(name, step(), truth)
-        found |= measure(alone, rounds)
+        found |= measure(alone, arguments.rounds)
     for name, milliseconds in sorted(found.items(), key=lambda item: item[1]):
         print(f"{milliseconds:8.1f} ms  {case.flops / milliseconds / 1e6:5.0f} GFLOP/s  {name}")
 

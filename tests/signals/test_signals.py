@@ -315,3 +315,20 @@ def test_broken_links_are_named(image_folder: Path) -> None:
     signals, skipped = load_all(image_folder)
     assert len(signals) == 3
     assert [Path(s.source).name for s in skipped] == ["z.png"]
+
+
+def test_sixteen_bit_colour_tiff_says_what_is_lost(tmp_path: Path) -> None:
+    import struct
+
+    # A 2x1 RGB TIFF of 16 bits a sample, uncompressed; Pillow reads such files but cannot write them.
+    pixels = struct.pack("<6H", 65535, 0, 32768, 0, 65535, 0)
+    bits = struct.pack("<3H", 16, 16, 16)
+    tags = [(256, 3, 1, 2), (257, 3, 1, 1), (258, 3, 3, 8), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 14)]
+    tags += [(277, 3, 1, 3), (278, 3, 1, 1), (279, 4, 1, len(pixels))]
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *t) for t in tags) + bytes(4)
+    header = b"II*\0" + struct.pack("<I", 8 + len(bits) + len(pixels))
+    (tmp_path / "deep.tiff").write_bytes(header + bits + pixels + directory)
+    with pytest.warns(UserWarning, match="16-bit colour read at 8 bits"):
+        (signal,) = load(tmp_path / "deep.tiff")
+    assert signal.shape == (1, 2)
+    np.testing.assert_allclose(signal.values[0, 0], [1.0, 0.0, 0.5], atol=0.01)
