@@ -148,17 +148,8 @@ def optimise(
             for row, signal in enumerate(running):
                 ok = int(bad[:, row].argmax()) if bad[:, row].any() else len(seen)
                 trace.curves[signal].extend(seen[:ok, row])
-                reason = (
-                    NON_FINITE
-                    if ok < len(seen)
-                    else TARGET
-                    if target_psnr is not None and psnr[row] >= target_psnr
-                    else BUDGET
-                    if step == steps
-                    else INTERRUPTED
-                    if interrupted
-                    else None
-                )
+                reached = target_psnr is not None and psnr[row] >= target_psnr
+                reason = _reason(ok == len(seen), reached, step == steps, interrupted)
                 if reason is not None:
                     trace.steps[signal] = max(len(trace.curves[signal]) - 1, 0)
                     trace.reasons[signal], trace.seconds[signal] = reason, now
@@ -185,3 +176,14 @@ def optimise(
 
         adam.update(parameters, gradients)
     raise AssertionError("unreachable: the last step is a check that every signal leaves at")
+
+
+def _reason(finite: bool, reached: bool, last: bool, interrupted: bool) -> str | None:
+    """Why a signal stops now; None while it goes on."""
+    if not finite:
+        return NON_FINITE
+    if reached:
+        return TARGET
+    if last:
+        return BUDGET
+    return INTERRUPTED if interrupted else None

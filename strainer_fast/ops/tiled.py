@@ -38,9 +38,7 @@ class Swept:
 def sweep(
     points: Tensor,  # [P, in]
     values: Tensor,  # [N, P, C]
-    parameters: Sequence[
-        Tensor
-    ],  # weight, bias of each layer: [out, in], [out]; from some layer on [N, out, in], [N, out]
+    parameters: Sequence[Tensor],  # [out, in], [out] of each layer; from some layer on [N, out, in], [N, out]
     omegas: Sequence[float],  # L - 1
     wanted: Sequence[bool],  # which parameters need a gradient
     want_points: bool = False,
@@ -55,8 +53,9 @@ def sweep(
     None takes TILE_ELEMENTS' worth.
     """
     num_signals, num_points, channels = values.shape
-    gradients = [torch.zeros_like(p) if w else None for p, w in zip(parameters, wanted, strict=True)]
-    point_gradient = torch.zeros(points.shape, dtype=points.dtype, device=points.device) if want_points else None
+    # new_zeros, not zeros_like: gradients are contiguous whatever the parameters are.
+    gradients = [p.new_zeros(p.shape) if w else None for p, w in zip(parameters, wanted, strict=True)]
+    point_gradient = points.new_zeros(points.shape) if want_points else None
     if point_weights is None:
         norm = torch.full((num_signals,), num_points * channels, dtype=torch.float64, device=values.device)
     else:

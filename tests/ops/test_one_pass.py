@@ -203,6 +203,18 @@ def test_strided_expanded_and_float64_inputs() -> None:
     torch.testing.assert_close(losses, expected.detach().expand(3))
 
 
+def test_strided_heads_and_stacks() -> None:
+    weights, biases = network(3, 8, channels=2, num_signals=3, num_shared=2)
+    points, values = data(40, num_signals=3, channels=2)
+    strided = [w.detach().transpose(-1, -2).contiguous().transpose(-1, -2).requires_grad_() for w in weights]
+    for a, b in zip(
+        torch.autograd.grad(strainer_mse(points, values, strided, biases, implementation="tiled")[0], strided),
+        torch.autograd.grad(strainer_mse(points, values, weights, biases, implementation="tiled")[0], weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
 def test_no_points() -> None:
     weights, biases = network(3, 8)
     loss = siren_mse(torch.zeros(0, 2), torch.zeros(0, 1), weights, biases, implementation="tiled")
