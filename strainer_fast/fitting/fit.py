@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -218,6 +219,8 @@ def _resolve_init(init: Encoder | str | Path, architecture: Architecture | None)
         init = Encoder.load(init)
     if not isinstance(init, Encoder):
         raise bad_type("init", "an Encoder, the path of one, or 'siren'", init, "See strainer_fast.pretrain.")
+    if next(init.parameters()).dtype != torch.float32:
+        init = copy.deepcopy(init).float()  # what fits compute in
     if architecture is not None and architecture != init.architecture:
         raise bad_input("architecture", "none: the encoder brings its own", architecture, "Leave it out.")
     return init

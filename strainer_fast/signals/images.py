@@ -63,6 +63,12 @@ def _is_16_bit_colour(path: Path, image: Image.Image) -> bool:
     if image.format == "TIFF":
         bits = getattr(image, "tag_v2", {}).get(258, ())  # BitsPerSample
         return any(b > 8 for b in (bits if isinstance(bits, tuple) else (bits,)))
+    if image.format == "PPM":
+        tile = getattr(image, "tile", None)
+        arguments = tile[0][3] if tile else ()  # the decoder's: its largest value among them
+        return any(
+            isinstance(a, int) and a > 255 for a in (arguments if isinstance(arguments, tuple) else (arguments,))
+        )
     if image.format != "PNG":
         return False
     with path.open("rb") as file:

@@ -1,5 +1,6 @@
 """Fits of N signals: who stops when, what is kept, what is refused."""
 
+import copy
 import math
 import os
 import signal
@@ -310,6 +311,15 @@ def test_the_callers_modes_change_nothing(mode: str, scans: list[sf.Signal], tin
         assert torch.equal(torch.get_rng_state(), state)
         assert all(torch.equal(a, b) for a, b in zip(result.weights.values(), expected.weights.values(), strict=True))
         assert all(p.requires_grad for p in result.module(0).parameters())
+
+
+@pytest.mark.parametrize("start", ["random", "least_squares", "mean"])
+def test_an_encoder_in_float64_fits_in_float32(start: str, encoder: sf.Encoder, unseen: list[sf.Signal]) -> None:
+    double = copy.deepcopy(encoder).double()
+    result = sf.fit(unseen[0], double, quick(steps=3, start=start))
+    expected = sf.fit(unseen[0], encoder, quick(steps=3, start=start))
+    assert result.weights["head.weight"].dtype == torch.float32
+    assert result.psnr[0] == pytest.approx(expected.psnr[0], abs=1e-3)
 
 
 def test_each_signal_is_handed_over_when_it_stops(unseen: list[sf.Signal], encoder: sf.Encoder) -> None:

@@ -332,3 +332,11 @@ def test_sixteen_bit_colour_tiff_says_what_is_lost(tmp_path: Path) -> None:
         (signal,) = load(tmp_path / "deep.tiff")
     assert signal.shape == (1, 2)
     np.testing.assert_allclose(signal.values[0, 0], [1.0, 0.0, 0.5], atol=0.01)
+
+
+def test_sixteen_bit_colour_ppm_says_what_is_lost(tmp_path: Path) -> None:
+    (tmp_path / "deep.ppm").write_bytes(b"P6 2 1 65535\n" + bytes(range(12)))
+    (tmp_path / "plain.ppm").write_bytes(b"P6 2 1 255\n" + bytes(range(6)))
+    with pytest.warns(UserWarning, match="deep.ppm: 16-bit colour read at 8 bits"):
+        load(tmp_path / "deep.ppm")
+    assert load(tmp_path / "plain.ppm")[0].channels == 3
