@@ -61,7 +61,7 @@ def fit(
     implementation: str = "auto",
     device: str = "auto",
     on_check: Callable[[Progress], None] = lambda progress: None,
-    on_result: Callable[[FitResult], None] = lambda result: None,
+    on_result: Callable[[FitResult], None] | None = None,
 ) -> FitResult:
     """Fit one network to each signal, every parameter trained.
 
@@ -98,7 +98,7 @@ def fit(
         engine.check_memory(chosen, signals[stack[0]], len(stack), False, network, where)
     settings = {
         "recipe": recipe.as_dict(),
-        "init": _describe_init(start_from),
+        "init": f"encoder {start_from.fingerprint()}" if isinstance(start_from, Encoder) else "siren",
         "architecture": network.as_dict(),
     }
     surroundings = engine.environment(chosen, where)
@@ -134,7 +134,8 @@ def fit(
 
             def keep(rows: dict[int, _Row], todo: list[int] = todo) -> None:
                 finished.update({todo[row]: kept for row, kept in rows.items()})
-                if not interrupted():
+                # Stacking all that is finished is work, so only for somebody who asked.
+                if on_result is not None and not interrupted():
                     on_result(result())
 
             _fit_stack(
@@ -252,12 +253,6 @@ def _stacks(signals: Sequence[Signal], network: Architecture) -> list[list[int]]
         size = max(1, STACK_ELEMENTS // (points * network.hidden_features))
         stacks += [indices[i : i + size] for i in range(0, len(indices), size)]
     return stacks
-
-
-def _describe_init(init: Encoder | Architecture) -> str:
-    if isinstance(init, Encoder):
-        return f"encoder {init.fingerprint()}"
-    return "siren"
 
 
 def _take_over(
