@@ -1,0 +1,75 @@
+// Memory and threads of the engine. Not included by the files compiled for an instruction set: inline functions of the
+// standard library must exist for the plain CPU only.
+#pragma once
+#include <atomic>
+#include <cstring>
+#include <exception>
+#include <new>
+#include <thread>
+#include <vector>
+
+#include "engine.h"
+
+// Floats on cache lines, zeroed, freed together.
+class Arena {
+   public:
+    Arena() = default;
+    Arena(const Arena &) = delete;
+    Arena &operator=(const Arena &) = delete;
+    ~Arena() {
+        for (float *block : blocks_) ::operator delete(block, std::align_val_t(64));
+    }
+
+    float *floats(int64_t count) {
+        // A vector more than asked for: the last panel may be read to its end.
+        const std::size_t bytes = (static_cast<std::size_t>(count) + 64) * sizeof(float);
+        blocks_.reserve(blocks_.size() + 1);
+        float *block = static_cast<float *>(::operator new(bytes, std::align_val_t(64)));
+        blocks_.push_back(block);
+        std::memset(block, 0, bytes);
+        return block;
+    }
+
+   private:
+    std::vector<float *> blocks_;
+};
+
+// Calls work(0) ... work(count - 1), each on a thread of its own, the first on this one.
+template <class Work>
+void in_parallel(int64_t count, Work work) {
+    std::vector<std::thread> others;
+    others.reserve(static_cast<std::size_t>(count));
+    std::exception_ptr failure;
+    std::atomic<bool> failed{false};
+    auto guarded = [&](int64_t i) {
+        try {
+            work(i);
+        } catch (...) {
+            if (!failed.exchange(true)) failure = std::current_exception();
+        }
+    };
+    int64_t started = 1;
+    try {
+        for (; started < count; ++started) others.emplace_back(guarded, started);
+    } catch (...) {  // no more threads to be had: this one does the rest, with the same result
+    }
+    guarded(0);
+    for (; started < count; ++started) guarded(started);
+    for (std::thread &other : others) other.join();
+    if (failed) std::rethrow_exception(failure);
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The kernels called `name`, or null where this CPU or this build lacks them.
+const SfKernels *find_kernels(const char *name);
+
+// Rows of a tile for `points` points: evened out, at most `most` (0: what suits the caches), whole blocks.
+int64_t tile_rows(const SfKernels &kernels, int64_t points, int64_t most);
+
+// A network's layers, gradients and buffers, in the layouts of engine.h.
+SfLayer allocate_layer(Arena &arena, const SfKernels &kernels, int64_t in, int64_t out);
+void pack_layer(const SfKernels &kernels, SfLayer &layer, const float *weight, const float *bias, float omega);
+SfGradient allocate_gradient(Arena &arena, const SfKernels &kernels, const SfLayer &layer, bool weight,
+                             bool bias);
+SfScratch allocate_scratch(Arena &arena, const SfKernels &kernels, const SfTask &task, int64_t tile);
