@@ -153,11 +153,8 @@ void multiply_joined(int64_t features, const float *joined, int64_t tile, int64_
 // COUNT rows of dW, one panel of inputs: sums over points of dz[., n] x[., k].
 template <int COUNT, int VECTORS>
 void outer(const float *dz, const float *x, int64_t rows, float *dweight) {
-    vec sums[COUNT][VECTORS];
-    SF_UNROLL
-    for (int n = 0; n < COUNT; ++n)
-        SF_UNROLL
-        for (int j = 0; j < VECTORS; ++j) sums[n][j] = load(dweight + n * PANEL + j * LANES);
+    // From zero, not from the running total: short sums lose fewer digits.
+    vec sums[COUNT][VECTORS] = {};
     for (int64_t row = 0; row < rows; ++row, dz += PANEL, x += PANEL) {
         vec h[VECTORS];
         SF_UNROLL
@@ -170,7 +167,10 @@ void outer(const float *dz, const float *x, int64_t rows, float *dweight) {
     SF_UNROLL
     for (int n = 0; n < COUNT; ++n)
         SF_UNROLL
-        for (int j = 0; j < VECTORS; ++j) store(dweight + n * PANEL + j * LANES, sums[n][j]);
+        for (int j = 0; j < VECTORS; ++j) {
+            float *at = dweight + n * PANEL + j * LANES;
+            store(at, load(at) + sums[n][j]);
+        }
 }
 
 template <int VECTORS, int COUNT = OUTER>

@@ -17,46 +17,45 @@ SF_INLINE void store(float *p, vec v) { __builtin_memcpy(p, &v, sizeof v); }
 SF_INLINE vec splat(float x) { return vec{} + x; }
 
 #if SF_HAS_FMA
-// With a fused multiply-add n * fl(pi) is subtracted exactly, and the count n of half turns is right below 2^22.
+// With a fused multiply-add n * fl(pi/2) is subtracted exactly; the count n of quarter turns is right below 2^22.
 constexpr float SINE_LIMIT = 1e6f;
 #else
 constexpr float SINE_LIMIT = 1e4f;
 #endif
 
-// sin and cos of |x| <= SINE_LIMIT: x = n pi + r, minimax polynomials of r in [-pi/2, pi/2] (degrees 9 and 10, by
-// Remez exchange), both times (-1)^n. Absolute error below 1.5e-7. NaN and infinity give NaN.
+// sin and cos of |x| <= SINE_LIMIT: x = n pi/2 + r, minimax polynomials of r in [-pi/4, pi/4] (degrees 7 and 8, by
+// Remez exchange), swapped and signed by n. Absolute error below 1e-7. NaN and infinity give NaN.
 SF_INLINE void sincos_bounded(vec x, vec &sine, vec &cosine) {
-    const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, whose last bit is n's parity
-    const vec shifted = x * 0.31830987334251404f + shift;
+    const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, held by the last bits
+    const vec shifted = x * 0.6366197466850281f + shift;
     const vec n = shifted - shift;
 #if SF_HAS_FMA
-    vec r = x - n * 3.1415927410125732f;
-    r = r + n * 8.742277657347586e-08f;
+    vec r = x - n * 1.5707963705062866f;
+    r = r + n * 4.371138828673793e-08f;
 #else
     // The first two constants are short, so that their products with n are exact.
-    vec r = x - n * 3.140625f;
-    r = r - n * 0.0009675025939941406f;
-    r = r - n * 1.5099580252808664e-07f;
+    vec r = x - n * 1.5703125f;
+    r = r - n * 0.0004837512969970703f;
+    r = r - n * 7.549790126404332e-08f;
 #endif
-    ivec sign;
-    __builtin_memcpy(&sign, &shifted, sizeof sign);
-    sign = sign << 31;
-    const vec s = r * r;
-    vec p = s * 2.600054585855105e-06f - 0.00019806614727713168f;
-    p = p * s + 0.008333017118275166f;
-    p = p * s - 0.16666656732559204f;
-    p = p * s * r + r;
-    vec q = s * -2.6077103143506974e-07f + 2.4761886379565112e-05f;
-    q = q * s - 0.00138884037733078f;
-    q = q * s + 0.04166664183139801f;
-    q = q * s - 0.5f;
-    q = q * s + 1.0f;
+    const vec t = r * r;
+    vec p = t * -0.000194956359337084f + 0.00833197869360447f;
+    p = p * t - 0.16666650772094727f;
+    p = p * t * r + r;
+    vec q = t * 2.443845005473122e-05f - 0.001388736767694354f;
+    q = q * t + 0.04166664555668831f;
+    q = q * (t * t) + (1.0f - t * 0.5f);
+
+    ivec count;
+    __builtin_memcpy(&count, &shifted, sizeof count);
+    const ivec odd = (count & 1) != 0;
+    const vec s = odd ? q : p, c = odd ? p : q;
     ivec bits;
-    __builtin_memcpy(&bits, &p, sizeof bits);
-    bits ^= sign;
+    __builtin_memcpy(&bits, &s, sizeof bits);
+    bits ^= (count & 2) << 30;
     __builtin_memcpy(&sine, &bits, sizeof bits);
-    __builtin_memcpy(&bits, &q, sizeof bits);
-    bits ^= sign;
+    __builtin_memcpy(&bits, &c, sizeof bits);
+    bits ^= ((count + 1) & 2) << 30;
     __builtin_memcpy(&cosine, &bits, sizeof bits);
 }
 

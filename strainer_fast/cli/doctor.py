@@ -12,6 +12,7 @@ import torch
 from strainer_fast import __version__
 from strainer_fast.cli import _options as opt
 from strainer_fast.cli._console import Reporter, handled
+from strainer_fast.kernels import cpu
 from strainer_fast.ops import explain
 
 
@@ -46,6 +47,7 @@ def doctor(quiet: opt.Quiet = False, json: opt.Json = False) -> None:
         "matplotlib": _installed("matplotlib") + " (demo pictures: extra `plots`)",
         "cpu": f"{_cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} PyTorch threads",
         "gpu": ", ".join(gpus) or "none that PyTorch sees",
+        "native engine": ", ".join(cpu.available()) or cpu.missing(),
         "runs": explain(),
     }
     width = max(map(len, facts))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from strainer_fast._checks import bad_input
+from strainer_fast.kernels import cpu
 from strainer_fast.models import Architecture
 from strainer_fast.ops.tiled import MIN_TILE, TILE_ELEMENTS
 from strainer_fast.signals import Signal
@@ -18,8 +19,9 @@ from strainer_fast.signals import Signal
 
 def environment(implementation: str, device: torch.device) -> dict[str, Any]:
     """What two runs must share to give the same bits."""
+    level = f" ({cpu.level()})" if implementation == "native" else ""
     return {
-        "implementation": implementation,
+        "implementation": implementation + level,
         "device": device.type,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -52,7 +54,7 @@ def step_bytes(
     own = (depth - network.num_shared_layers - 1) if shared else depth - 1
     parameters = width * width * ((depth - 1 - own) + own * num_signals) + width * channels * num_signals
     layers = (depth - 1 - own) + own * num_signals
-    if implementation == "tiled":
+    if implementation != "torch":  # a tile of the native engine is smaller still
         points = min(points, 2 * TILE_ELEMENTS // width + MIN_TILE)
         layers = min(layers, depth * max(1, TILE_ELEMENTS // (width * max(points, 1))))
     # Sine inputs and outputs of every layer, and a few temporaries.
@@ -76,7 +78,7 @@ def check_memory(
     needed = step_bytes(implementation, points, signal.channels, num_signals, shared, architecture)
     available = _available_bytes(device)
     if available is not None and needed > available:
-        other = "Use implementation='tiled', a" if implementation != "tiled" else "Use a"
+        other = "Use implementation='tiled', a" if implementation == "torch" else "Use a"
         raise bad_input(
             f"signal {signal.name!r} of {'x'.join(map(str, signal.shape))} points",
             f"a step that fits into {available / 2**30:.1f} GiB of free memory",

@@ -8,7 +8,7 @@ import torch
 
 from strainer_fast._checks import bad_input, check_choice
 
-IMPLEMENTATIONS = ("tiled", "torch")
+IMPLEMENTATIONS = ("native", "tiled", "torch")
 """What this version can run, fastest first."""
 
 
@@ -20,17 +20,41 @@ class Choice:
     reason: str
 
 
-def choose(implementation: str, device: torch.device) -> Choice:
+def choose(implementation: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Choice:
     """Turn "auto" or a name into the implementation that runs.
 
-    Raises InputError for a name this version does not have; nothing is replaced silently.
+    Raises InputError for a name this version does not have, and for one that cannot run here; nothing asked for by name
+    is replaced silently.
     """
     check_choice("implementation", implementation, ("auto", *IMPLEMENTATIONS), "'auto' takes the fastest there is.")
-    if implementation != "auto":
+    if implementation not in ("auto", "native"):
         return Choice(implementation, "asked for by name")
-    if device.type == "cpu":
-        return Choice("tiled", "one pass over tiles of points, the fastest on a CPU; memory of one tile")
-    return Choice("torch", f"plain PyTorch with autograd: this version has no kernels for {device.type}")
+    if device.type != "cpu":
+        if implementation == "native":
+            raise bad_input("implementation", "'native' on the CPU", f"device {device}", "Use 'auto'.")
+        return Choice("torch", f"plain PyTorch with autograd: this version has no kernels for {device.type}")
+    # Here, not above: importing the package does not load the library.
+    from strainer_fast.kernels import cpu
+
+    level = cpu.level()
+    if implementation == "native":
+        if level is None:
+            raise bad_input("implementation", "'native' where it was built", f"an engine that is {cpu.missing()}", _FIX)
+        if dtype != torch.float32:
+            raise bad_input("implementation", "'native' in float32", str(dtype), "Use 'auto' or 'tiled'.")
+        return Choice("native", f"asked for by name; {level} kernels")
+    if level is None:
+        why = f"the native engine is {cpu.missing()}"
+    elif level == "portable":
+        why = "the native engine has no fast kernels for this CPU, which lacks AVX2"
+    elif dtype != torch.float32:
+        why = f"the native engine is for float32, not {str(dtype).removeprefix('torch.')}"
+    else:
+        return Choice("native", f"C++ kernels for {level}, one pass over tiles of points; the fastest on a CPU")
+    return Choice("tiled", f"one pass over tiles of points in PyTorch's calls; {why}")
+
+
+_FIX = "Install strainer_fast where g++ or clang++ works, or use 'auto'."
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:

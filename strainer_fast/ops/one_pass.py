@@ -15,7 +15,7 @@ from torch import Tensor
 
 from strainer_fast import reference
 from strainer_fast._checks import Omega, bad_input, check_count, omega_per_layer
-from strainer_fast.ops import tiled
+from strainer_fast.ops import native, tiled
 from strainer_fast.ops.dispatch import choose
 
 
@@ -38,8 +38,8 @@ def siren_mse(
         weights, biases: of the L linear layers; None for a layer without bias.
         omega: a number or one per sine layer.
         point_weights: not negative; the loss is then the weighted average over points (a mask has zeros and ones).
-        implementation: "tiled", "torch" (plain autograd) or "auto".
-        tile: points at once, for the tiled implementation; None chooses it.
+        implementation: "native" (C++, float32), "tiled" (PyTorch's calls), "torch" (plain autograd) or "auto".
+        tile: points at once, for the native and tiled implementations; None chooses it.
 
     Raises:
         InputError for shapes, dtypes or devices that do not belong together.
@@ -104,9 +104,9 @@ def losses_and_gradients(
     want_gradients: bool,
 ) -> tuple[Tensor, list[Tensor]]:  # MSE [N], gradients of their sum
     """What a training loop needs from a step, without autograd's bookkeeping where the implementation has none."""
-    if implementation == "tiled":
+    if implementation in _ENGINES:
         data = [p.detach() for p in parameters]
-        swept = tiled.sweep(points, values, data, omegas, [want_gradients] * len(data))
+        swept = _ENGINES[implementation].sweep(points, values, data, omegas, [want_gradients] * len(data))
         return swept.losses, [g for g in swept.gradients if g is not None]
     with torch.set_grad_enabled(want_gradients):
         losses = reference.mse(reference.siren(points, parameters[::2], parameters[1::2], omegas), values)
@@ -114,8 +114,13 @@ def losses_and_gradients(
     return losses.detach(), list(gradients)
 
 
+_ENGINES = {"native": native, "tiled": tiled}
+"""Modules whose `sweep` computes losses and gradients together."""
+
+
 @torch.library.custom_op("strainer_fast::sweep", mutates_args=())
 def _sweep(
+    engine: str,
     points: Tensor,
     values: Tensor,
     parameters: Sequence[Tensor],
@@ -127,12 +132,15 @@ def _sweep(
     tile: int | None,
 ) -> list[Tensor]:
     """[losses, gradient of each wanted parameter ..., gradient of the points if wanted]"""
-    swept = tiled.sweep(points, values, parameters, omegas, wanted, want_points, signal_weights, point_weights, tile)
+    swept = _ENGINES[engine].sweep(
+        points, values, parameters, omegas, wanted, want_points, signal_weights, point_weights, tile
+    )
     return [swept.losses, *(g for g in (*swept.gradients, swept.points) if g is not None)]
 
 
 @_sweep.register_fake
 def _(
+    engine: str,
     points: Tensor,
     values: Tensor,
     parameters: Sequence[Tensor],
@@ -152,6 +160,7 @@ class _OnePass(torch.autograd.Function):
 
     @staticmethod
     def forward(
+        engine: str,
         wanted: tuple[bool, ...],
         want_points: bool,
         omegas: tuple[float, ...],
@@ -164,7 +173,7 @@ class _OnePass(torch.autograd.Function):
         *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
         losses, *gradients = _sweep(
-            points, values, parameters, omegas, wanted, want_points, signal_weights, point_weights, tile
+            engine, points, values, parameters, omegas, wanted, want_points, signal_weights, point_weights, tile
         )
         if not summed:
             return losses.clone(), losses, *gradients
@@ -173,17 +182,17 @@ class _OnePass(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.wanted, ctx.want_points, _, ctx.summed, *_ = inputs
+        _, ctx.wanted, ctx.want_points, _, ctx.summed, *_ = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[8:], *output[2:])
-        ctx.num_parameters = len(inputs) - 9
+        ctx.save_for_backward(*inputs[9:], *output[2:])
+        ctx.num_parameters = len(inputs) - 10
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         points, *saved = ctx.saved_tensors
         parameters, gradients = saved[: ctx.num_parameters], saved[ctx.num_parameters :]
-        fixed: tuple[None, ...] = (None,) * 8
+        fixed: tuple[None, ...] = (None,) * 9
         if grad is None:
             return (*fixed, None, *[None] * ctx.num_parameters)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
@@ -235,7 +244,7 @@ def _loss(
     _check(points, values, weights, biases, signal_weights, point_weights)
     if tile is not None:
         check_count("tile", tile)
-    chosen = choose(implementation, points.device).name
+    chosen = choose(implementation, points.device, points.dtype).name
     if chosen == "torch":
         prediction = reference.siren(points, weights, biases, omegas)
         if prediction.ndim == 2:
@@ -255,7 +264,17 @@ def _loss(
         )
     with reference.no_autocast(points):
         total, losses, *_ = _OnePass.apply(  # type: ignore[no-untyped-call]
-            wanted, want_points, omegas, summed, tile, values, signal_weights, point_weights, points, *parameters
+            chosen,
+            wanted,
+            want_points,
+            omegas,
+            summed,
+            tile,
+            values,
+            signal_weights,
+            point_weights,
+            points,
+            *parameters,
         )
     return total, (losses if summed else total)
 

@@ -339,7 +339,10 @@ def test_each_signal_is_handed_over_when_it_stops(unseen: list[sf.Signal], encod
         ),
         (lambda e, s: sf.fit([s, sf.Signal(torch.rand(9, 1))], e), "one input dimension for all"),
         (lambda e, s: sf.fit(s, e, "papr"), "recipe: expected one of 'paper'"),
-        (lambda e, s: sf.fit(s, e, implementation="warp"), "implementation: expected one of 'auto', 'tiled', 'torch'"),
+        (
+            lambda e, s: sf.fit(s, e, implementation="warp"),
+            "implementation: expected one of 'auto', 'native', 'tiled', 'torch'",
+        ),
         (lambda e, s: sf.fit(s, e, device="cuda:7"), "device: expected a device that is here"),
         (lambda e, s: sf.fit(s, e, device="gpu"), "device"),
         (lambda e, s: sf.fit(s, e, target_psnr=-1.0), "target_psnr"),

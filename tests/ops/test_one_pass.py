@@ -56,19 +56,25 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm().clamp_min(1e-300))
 
 
-def assert_as_exact_as_autograd(
-    points: Tensor, values: Tensor, parameters: Parameters, omega: object = 30.0, **options
-) -> None:
-    """By norm against float64: at most max(1e-5, twice what autograd makes in float32)."""
+def errors(
+    engine: str, points: Tensor, values: Tensor, parameters: Parameters, omega: object = 30.0, **options: object
+) -> tuple[Tensor, Tensor]:
+    """Relative errors by norm against float64, of the losses and of each gradient: ours, and autograd's in float32."""
     wanted = [*parameters[0], *parameters[1]]
-    total, losses = strainer_mse(points, values, *parameters, omega, implementation="tiled", **options)
+    total, losses = strainer_mse(points, values, *parameters, omega, implementation=engine, **options)
     ours = [losses, *torch.autograd.grad(total, wanted)]
     single = autograd(points, values, parameters, omega, wanted)
     twins = [p.detach().double().requires_grad_() for p in wanted]
     count = len(parameters[0])
     exact = autograd(points.double(), values.double(), (twins[:count], twins[count:]), omega, twins)
-    for got, peer, truth in zip(ours, single, exact, strict=True):
-        assert relative(got, truth) <= max(1e-5, 2 * relative(peer, truth))
+    each = zip(ours, single, exact, strict=True)
+    pairs = [(relative(got, truth), relative(peer, truth)) for got, peer, truth in each]
+    return torch.tensor(pairs).unbind(1)
+
+
+def assert_as_exact_as_autograd(ours: Tensor, peer: Tensor) -> None:
+    """At most max(1e-5, twice what autograd makes in float32)."""
+    assert (ours <= (2 * peer).clamp_min(1e-5)).all(), (ours, peer)
 
 
 AXES = {
@@ -85,36 +91,41 @@ CASES = [pytest.param(USUAL | {axis: n}, id=f"{axis}_{n}") for axis, sizes in AX
 
 @pytest.mark.parametrize("kind", ["heads", "deep", "independent"])
 @pytest.mark.parametrize("case", CASES)
-def test_gradients(case: dict[str, int], kind: str) -> None:
+def test_gradients(case: dict[str, int], kind: str, engine: str) -> None:
     layers = case["num_layers"]
     num_shared = {"heads": layers - 1, "deep": max(layers - 2, 0), "independent": 0}[kind]
-    parameters = network(layers, case["width"], case["inputs"], case["channels"], case["signals"], num_shared)
-    points, values = data(case["points"], case["inputs"], case["signals"], case["channels"])
-    assert_as_exact_as_autograd(points, values, parameters)
+    # At width 1 a gradient is one sum of terms of either sign, whose error in one draw is luck: median of several.
+    draws = []
+    for _ in range(15 if case["width"] == 1 else 1):
+        parameters = network(layers, case["width"], case["inputs"], case["channels"], case["signals"], num_shared)
+        points, values = data(case["points"], case["inputs"], case["signals"], case["channels"])
+        draws.append(torch.stack(errors(engine, points, values, parameters)))
+    assert_as_exact_as_autograd(*torch.stack(draws).median(0).values)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("width", [256, 512])
 @pytest.mark.parametrize("num_layers", [2, 6, 8])
 @pytest.mark.parametrize("channels", [1, 7])
-def test_gradients_at_full_size(width: int, num_layers: int, channels: int) -> None:
+def test_gradients_at_full_size(width: int, num_layers: int, channels: int, engine: str) -> None:
     parameters = network(num_layers, width, 2, channels, 3, num_layers - 1)
-    assert_as_exact_as_autograd(*data(31_684, 2, 3, channels), parameters)
+    assert_as_exact_as_autograd(*errors(engine, *data(31_684, 2, 3, channels), parameters))
 
 
-def test_omega_per_layer() -> None:
-    assert_as_exact_as_autograd(
-        *data(300, num_signals=3), network(4, 16, num_signals=3, num_shared=2), (30.0, 12.0, 4.5)
-    )
+def test_omega_per_layer(engine: str) -> None:
+    parameters = network(4, 16, num_signals=3, num_shared=2)
+    assert_as_exact_as_autograd(*errors(engine, *data(300, num_signals=3), parameters, (30.0, 12.0, 4.5)))
 
 
 @pytest.mark.parametrize("tile", [1, 7, 64, 100, 1000])
-def test_tile_size_only_changes_the_rounding(tile: int) -> None:
-    assert_as_exact_as_autograd(*data(300, num_signals=3), network(4, 16, num_signals=3, num_shared=2), tile=tile)
+def test_tile_size_only_changes_the_rounding(tile: int, engine: str) -> None:
+    parameters = network(4, 16, num_signals=3, num_shared=2)
+    assert_as_exact_as_autograd(*errors(engine, *data(300, num_signals=3), parameters, tile=tile))
 
 
-def test_many_small_networks_in_groups() -> None:
-    assert_as_exact_as_autograd(*data(784, num_signals=40), network(4, 32, num_signals=40, num_shared=0))
+def test_many_small_networks_in_groups(engine: str) -> None:
+    parameters = network(4, 32, num_signals=40, num_shared=0)
+    assert_as_exact_as_autograd(*errors(engine, *data(784, num_signals=40), parameters))
 
 
 @pytest.mark.parametrize("kind", ["plain", "heads", "deep", "independent"])
@@ -140,12 +151,12 @@ def test_gradcheck(kind: str) -> None:
 
 
 @pytest.mark.parametrize("weighting", ["mask", "per_signal"])
-def test_point_weights_agree_with_autograd(weighting: str) -> None:
+def test_point_weights_agree_with_autograd(weighting: str, engine: str) -> None:
     parameters = network(3, 8, num_signals=2, num_shared=2)
     points, values = data(50, num_signals=2)
     weights = (torch.rand(50) > 0.4).float() if weighting == "mask" else torch.rand(2, 50)
     results = []
-    for implementation in ("tiled", "torch"):
+    for implementation in (engine, "torch"):
         total, losses = strainer_mse(
             points, values, *parameters, point_weights=weights, signal_weights=torch.tensor([2.0, 0.5]),
             implementation=implementation, tile=16,
@@ -159,10 +170,10 @@ def test_point_weights_agree_with_autograd(weighting: str) -> None:
         torch.testing.assert_close(results[0][0], expected.detach())
 
 
-def test_independent_losses_have_their_own_gradients() -> None:
+def test_independent_losses_have_their_own_gradients(engine: str) -> None:
     weights, biases = network(3, 8, num_signals=4, num_shared=0)
     points, values = data(50, num_signals=4)
-    losses = batched_siren_mse(points, values, weights, biases, implementation="tiled")
+    losses = batched_siren_mse(points, values, weights, biases, implementation=engine)
     factors = torch.tensor([1.0, 0.0, -2.0, 0.5])
     ours = torch.autograd.grad((losses * factors).sum(), weights)
     truth = batched_siren_mse(points, values, weights, biases, implementation="torch")
@@ -172,12 +183,12 @@ def test_independent_losses_have_their_own_gradients() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_same_bits_every_time(threads: int) -> None:
+def test_same_bits_every_time(threads: int, engine: str) -> None:
     parameters, (points, values) = network(4, 64, num_signals=3, num_shared=3), data(9000, num_signals=3)
     torch.set_num_threads(threads)
     try:
         first, second = (
-            torch.autograd.grad(strainer_mse(points, values, *parameters, implementation="tiled")[0], parameters[0])
+            torch.autograd.grad(strainer_mse(points, values, *parameters, implementation=engine)[0], parameters[0])
             for _ in range(2)
         )
     finally:
@@ -185,47 +196,47 @@ def test_same_bits_every_time(threads: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_strided_expanded_and_float64_inputs() -> None:
+def test_strided_expanded_and_float64_inputs(engine: str) -> None:
     weights, biases = network(3, 8, channels=2)
     points, values = data(40, channels=2)
-    expected = siren_mse(points, values[0], weights, biases, implementation="tiled")
+    expected = siren_mse(points, values[0], weights, biases, implementation=engine)
     strided_points = torch.stack([points, points], dim=-1)[..., 0]
     strided_values = values[0].t().contiguous().t()
     strided_weights = [w.detach().t().contiguous().t().requires_grad_() for w in weights]
-    loss = siren_mse(strided_points, strided_values, strided_weights, biases, implementation="tiled")
+    loss = siren_mse(strided_points, strided_values, strided_weights, biases, implementation=engine)
     torch.testing.assert_close(loss, expected)
     for a, b in zip(torch.autograd.grad(loss, strided_weights), torch.autograd.grad(expected, weights), strict=True):
         torch.testing.assert_close(a, b)
     constant = torch.full((1, 1), 0.5).expand(40, 2)
-    assert siren_mse(points, constant, weights, biases, implementation="tiled").isfinite()
+    assert siren_mse(points, constant, weights, biases, implementation=engine).isfinite()
     shared_start = [w.detach()[None].expand(3, *w.shape) for w in weights]
     losses = batched_siren_mse(points, values.expand(3, -1, -1), shared_start, [b[None].expand(3, -1) for b in biases])
     torch.testing.assert_close(losses, expected.detach().expand(3))
 
 
-def test_strided_heads_and_stacks() -> None:
+def test_strided_heads_and_stacks(engine: str) -> None:
     weights, biases = network(3, 8, channels=2, num_signals=3, num_shared=2)
     points, values = data(40, num_signals=3, channels=2)
     strided = [w.detach().transpose(-1, -2).contiguous().transpose(-1, -2).requires_grad_() for w in weights]
     for a, b in zip(
-        torch.autograd.grad(strainer_mse(points, values, strided, biases, implementation="tiled")[0], strided),
-        torch.autograd.grad(strainer_mse(points, values, weights, biases, implementation="tiled")[0], weights),
+        torch.autograd.grad(strainer_mse(points, values, strided, biases, implementation=engine)[0], strided),
+        torch.autograd.grad(strainer_mse(points, values, weights, biases, implementation=engine)[0], weights),
         strict=True,
     ):
         torch.testing.assert_close(a, b)
 
 
-def test_no_points() -> None:
+def test_no_points(engine: str) -> None:
     weights, biases = network(3, 8)
-    loss = siren_mse(torch.zeros(0, 2), torch.zeros(0, 1), weights, biases, implementation="tiled")
+    loss = siren_mse(torch.zeros(0, 2), torch.zeros(0, 1), weights, biases, implementation=engine)
     assert loss.isnan()  # as the mean of nothing in PyTorch
     assert all((g == 0).all() for g in torch.autograd.grad(loss, weights))
 
 
-def test_missing_biases() -> None:
+def test_missing_biases(engine: str) -> None:
     weights, _ = network(3, 8)
     points, values = data(20)
-    ours, truth = (siren_mse(points, values[0], weights, [None] * 3, implementation=i) for i in ("tiled", "torch"))
+    ours, truth = (siren_mse(points, values[0], weights, [None] * 3, implementation=i) for i in (engine, "torch"))
     torch.testing.assert_close(ours, truth)
     for a, b in zip(torch.autograd.grad(ours, weights), torch.autograd.grad(truth, weights), strict=True):
         assert relative(a, b) < 1e-5
@@ -253,10 +264,10 @@ def test_without_grad_mode_nothing_is_computed_twice(monkeypatch: pytest.MonkeyP
     model = sf.Siren(2, 8, 3, 1)
     points, values = data(20)
     with torch.no_grad():
-        loss = model.loss(points, values[0])
+        loss = model.loss(points, values[0], implementation="tiled")
     assert not loss.requires_grad
     model.requires_grad_(False)
-    model.loss(points, values[0])
+    model.loss(points, values[0], implementation="tiled")
     assert asked == [(False,) * 6] * 2
 
 
@@ -287,7 +298,7 @@ def test_a_frozen_prefix_costs_no_gradients(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("frozen", [[0], [1], [3], [0, 1], [0, 2], [1, 2, 3]], ids=str)
-def test_any_layers_may_be_frozen(frozen: list[int]) -> None:
+def test_any_layers_may_be_frozen(frozen: list[int], engine: str) -> None:
     weights, biases = network(4, 8, num_signals=2, num_shared=2)
     for i in frozen:
         weights[i].requires_grad_(False)
@@ -296,17 +307,17 @@ def test_any_layers_may_be_frozen(frozen: list[int]) -> None:
     wanted = [p for p in (*weights, *biases) if p.requires_grad]
     ours, truth = (
         torch.autograd.grad(strainer_mse(points, values, weights, biases, implementation=i)[0], wanted)
-        for i in ("tiled", "torch")
+        for i in (engine, "torch")
     )
     for a, b in zip(ours, truth, strict=True):
         assert relative(a, b) < 1e-5
 
 
-def test_accumulation_two_losses_and_retained_graphs() -> None:
+def test_accumulation_two_losses_and_retained_graphs(engine: str) -> None:
     model = sf.Siren(2, 8, 3, 1)
     twin = copy.deepcopy(model)
     (x1, y1), (x2, y2) = data(20), data(30)
-    first, second = model.loss(x1, y1[0], implementation="tiled"), model.loss(x2, y2[0], implementation="tiled")
+    first, second = model.loss(x1, y1[0], implementation=engine), model.loss(x2, y2[0], implementation=engine)
     (first * 2).backward(retain_graph=True)
     second.backward()
     first.backward()
@@ -338,20 +349,20 @@ def test_second_derivatives_where_the_reason_says() -> None:
     assert torch.autograd.gradgradcheck(loss, (*weights, *biases))
 
 
-def test_gradients_of_points() -> None:
+def test_gradients_of_points(engine: str) -> None:
     weights, biases = network(4, 8, num_signals=3, num_shared=2)
     points, values = data(70, num_signals=3)
     points.requires_grad_()
     ours, truth = (
         torch.autograd.grad(strainer_mse(points, values, weights, biases, implementation=i)[0], points)[0]
-        for i in ("tiled", "torch")
+        for i in (engine, "torch")
     )
     assert relative(ours, truth) < 1e-5
 
 
-def test_models_have_losses() -> None:
+def test_models_have_losses(engine: str) -> None:
     points, values = data(40, num_signals=3, channels=2)
-    for implementation in ("tiled", "torch", "auto"):
+    for implementation in (engine, "torch", "auto"):
         siren = sf.Siren(2, 8, 3, 2)
         expected = torch.nn.functional.mse_loss(siren(points), values[0])
         torch.testing.assert_close(siren.loss(points, values[0], implementation=implementation), expected)
@@ -365,7 +376,7 @@ def test_models_have_losses() -> None:
         torch.testing.assert_close(losses, reference.mse(batched(points), values))
 
 
-def test_a_strangers_loop_with_lbfgs_and_autocast() -> None:
+def test_a_strangers_loop_with_lbfgs_and_autocast(engine: str) -> None:
     model = sf.Siren(2, 16, 3, 1)
     points = sf.signals.grid((10, 10))
     values = (points[:, :1] * points[:, 1:]).abs()
@@ -375,36 +386,36 @@ def test_a_strangers_loop_with_lbfgs_and_autocast() -> None:
     def closure() -> Tensor:
         optimizer.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = model.loss(points, values, implementation="tiled")
+            loss = model.loss(points, values, implementation=engine)
         loss.backward()
         return loss
 
     optimizer.step(closure)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = model.loss(points, values, implementation="tiled").item()
-    assert inside == model.loss(points, values, implementation="tiled").item() < 0.3 * before
+        inside = model.loss(points, values, implementation=engine).item()
+    assert inside == model.loss(points, values, implementation=engine).item() < 0.3 * before
 
 
 @pytest.mark.parametrize("want_points", [False, True])
 @pytest.mark.parametrize("num_shared", [0, 2, 3])
-def test_opcheck(num_shared: int, want_points: bool) -> None:
+def test_opcheck(num_shared: int, want_points: bool, engine: str) -> None:
     weights, biases = network(4, 4, num_signals=2, num_shared=num_shared)
     points, values = data(10, num_signals=2)
     parameters = [p.detach() for pair in zip(weights, biases, strict=True) for p in pair]
     wanted = [True, False, *[True] * 6]
     torch.library.opcheck(
-        _sweep, (points, values, parameters, [30.0] * 3, wanted, want_points, torch.rand(2), torch.rand(10), 4)
+        _sweep, (engine, points, values, parameters, [30.0] * 3, wanted, want_points, torch.rand(2), torch.rand(10), 4)
     )
 
 
 # PyTorch's tracer instantiates the Function and warns about itself.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-def test_compiles_into_a_strangers_graph() -> None:
+def test_compiles_into_a_strangers_graph(engine: str) -> None:
     points, values = data(40)
     weights, biases = network(3, 8)
 
     def penalised(weights: list[Tensor], biases: list[Tensor]) -> Tensor:
-        return siren_mse(points, values[0], weights, biases, implementation="tiled") + 0.1 * weights[0].square().sum()
+        return siren_mse(points, values[0], weights, biases, implementation=engine) + 0.1 * weights[0].square().sum()
 
     compiled = torch.compile(penalised, backend="aot_eager")
     ours, truth = (torch.autograd.grad(f(weights, biases), weights) for f in (compiled, penalised))
@@ -426,7 +437,10 @@ BAD = {
     "signal_weights": ({"signal_weights": torch.zeros(2)}, "signal_weights"),
     "point_weights": ({"point_weights": torch.zeros(4)}, "point_weights"),
     "tile": ({"tile": 0}, "tile"),
-    "implementation": ({"implementation": "fast"}, "implementation: expected one of 'auto', 'tiled', 'torch'"),
+    "implementation": (
+        {"implementation": "fast"},
+        "implementation: expected one of 'auto', 'native', 'tiled', 'torch'",
+    ),
 }
 
 
@@ -438,8 +452,8 @@ def test_unusable_input(change: tuple[dict[str, object], str]) -> None:
         strainer_mse(**arguments | change[0])
 
 
-def test_gradients_of_points_of_independent_networks_are_refused() -> None:
+def test_gradients_of_points_of_independent_networks_are_refused(engine: str) -> None:
     weights, biases = network(3, 8, num_signals=2, num_shared=0)
     points, values = data(5, num_signals=2)
     with pytest.raises(sf.InputError, match="N independent losses share them"):
-        batched_siren_mse(points.requires_grad_(), values, weights, biases, implementation="tiled")
+        batched_siren_mse(points.requires_grad_(), values, weights, biases, implementation=engine)
