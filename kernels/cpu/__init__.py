@@ -1,4 +1,4 @@
-"""The native CPU engine: loads the library built from the C++ files here and calls it with tensors.
+"""The native CPU engine: the library built from the C++ files here, called with tensors.
 
 Tensors in, tensors out, float32 on the CPU; every check of shapes is the caller's (strainer_fast.ops). The library is
 optional: where no compiler was at hand, `library()` is None and `missing()` says why.
@@ -7,128 +7,87 @@ optional: where no compiler was at hand, `library()` is None and `missing()` say
 from __future__ import annotations
 
 import ctypes
-import functools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-LEVELS = ("avx512", "avx2", "portable")
-"""Instruction sets with kernels of their own, best first."""
+from .library import LEVELS, address, addresses, available, call, chosen, forced, level, library, missing
 
-INTERFACE = 1
-"""Version of what crosses extern "C"; a library of another one is not used."""
+__all__ = ["LEVELS", "available", "fit", "forced", "level", "library", "missing", "sincos", "sweep"]
 
-_forced: str | None = None
+_int, _real, _pointer = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
 
 class Sweep(ctypes.Structure):
     """SfSweep of sweep.cpp."""
 
     _fields_ = [
-        ("num_points", ctypes.c_int64),
-        ("num_signals", ctypes.c_int64),
-        ("channels", ctypes.c_int64),
-        ("num_layers", ctypes.c_int64),
-        ("num_shared", ctypes.c_int64),
-        ("widths", ctypes.c_void_p),
-        ("weights", ctypes.c_void_p),
-        ("biases", ctypes.c_void_p),
-        ("omegas", ctypes.c_void_p),
-        ("points", ctypes.c_void_p),
-        ("values", ctypes.c_void_p),
-        ("value_strides", ctypes.c_int64 * 3),
-        ("point_weights", ctypes.c_void_p),
-        ("point_weight_strides", ctypes.c_int64 * 2),
-        ("scale", ctypes.c_void_p),
-        ("dweights", ctypes.c_void_p),
-        ("dbiases", ctypes.c_void_p),
-        ("dpoints", ctypes.c_void_p),
-        ("losses", ctypes.c_void_p),
-        ("tile", ctypes.c_int64),
-        ("threads", ctypes.c_int64),
+        ("num_points", _int),
+        ("num_signals", _int),
+        ("channels", _int),
+        ("num_layers", _int),
+        ("num_shared", _int),
+        ("widths", _pointer),
+        ("weights", _pointer),
+        ("biases", _pointer),
+        ("omegas", _pointer),
+        ("points", _pointer),
+        ("values", _pointer),
+        ("value_strides", _int * 3),
+        ("point_weights", _pointer),
+        ("point_weight_strides", _int * 2),
+        ("scale", _pointer),
+        ("dweights", _pointer),
+        ("dbiases", _pointer),
+        ("dpoints", _pointer),
+        ("losses", _pointer),
+        ("tile", _int),
+        ("threads", _int),
         ("kernels", ctypes.c_char_p),
     ]
 
 
-@functools.cache
-def _load() -> tuple[ctypes.CDLL | None, str]:
-    """The library, or why there is none."""
-    spec: ModuleSpec | None = find_spec(f"{__name__}._engine")
-    if spec is None or spec.origin is None or not Path(spec.origin).exists():
-        return None, "not built: no C++ compiler (g++ or clang++) worked when strainer_fast was installed"
-    try:
-        found = ctypes.CDLL(spec.origin)
-        version = int(found.sf_interface())
-    except (OSError, AttributeError) as error:
-        return None, f"does not load: {error}"
-    if version != INTERFACE:
-        return None, f"is of another version (interface {version}, expected {INTERFACE}): install strainer_fast again"
-    return found, ""
+class Fit(ctypes.Structure):
+    """SfFit of fit.cpp."""
 
-
-def library() -> ctypes.CDLL | None:
-    """The loaded library; None where it was not built or does not load."""
-    return _load()[0]
-
-
-def missing() -> str:
-    """Why there is no library; empty where there is one."""
-    return _load()[1]
-
-
-def available() -> list[str]:
-    """Levels that this CPU and this build have, best first; empty without the library."""
-    lib = library()
-    return [] if lib is None else [name for name in LEVELS if lib.sf_has_kernels(name.encode())]
-
-
-@functools.cache
-def _best() -> str | None:
-    return next(iter(available()), None)
-
-
-def level() -> str | None:
-    """The instruction set in use; None without the library."""
-    return _forced or _best()
-
-
-@contextmanager
-def forced(name: str) -> Iterator[None]:
-    """Within, this level runs whatever the CPU could do; for tests and measurements.
-
-    Raises ValueError for a level that is not available.
-    """
-    global _forced
-    if name not in available():
-        raise ValueError(f"level: expected one of {available()}, got {name!r}")
-    before, _forced = _forced, name
-    try:
-        yield
-    finally:
-        _forced = before
-
-
-def address(tensor: Tensor | None) -> int | None:
-    """Where a tensor's first element is; None for none."""
-    return None if tensor is None else tensor.data_ptr()
-
-
-def addresses(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
-    """An array of pointers, null for none."""
-    return (ctypes.c_void_p * len(tensors))(*[address(t) for t in tensors])
-
-
-def check(code: int) -> None:
-    """Turn a result code of the library into an exception."""
-    if code == 1:
-        raise RuntimeError(f"the native library has no kernels for {level()!r} on this CPU")
-    if code == 2:
-        raise MemoryError("the native engine got no memory or no thread from the system")
+    _fields_ = [
+        ("num_points", _int),
+        ("num_signals", _int),
+        ("channels", _int),
+        ("num_layers", _int),
+        ("widths", _pointer),
+        ("omegas", _pointer),
+        ("points", _pointer),
+        ("values", _pointer),
+        ("parameters", _pointer),
+        ("exp_avg", _pointer),
+        ("exp_avg_sq", _pointer),
+        ("frozen", _int),
+        ("num_rows", _int),
+        ("rows", _pointer),
+        ("until", _int),
+        ("budget", _int),
+        ("learning_rates", _pointer),
+        ("beta1", _real),
+        ("beta2", _real),
+        ("eps", _real),
+        ("target_mse", _pointer),
+        ("check_every", _int),
+        ("guard", _real),
+        ("step", _pointer),
+        ("adam_step", _pointer),
+        ("scale", _pointer),
+        ("best_mse", _pointer),
+        ("best", _pointer),
+        ("rollbacks", _pointer),
+        ("mse", _pointer),
+        ("measured", _pointer),
+        ("reason", _pointer),
+        ("seconds", _pointer),
+        ("threads", _int),
+        ("kernels", ctypes.c_char_p),
+    ]
 
 
 def sweep(
@@ -149,9 +108,6 @@ def sweep(
     tile: int = 0,
 ) -> None:
     """One training step; all but `values` and `point_weights` contiguous. The GIL is released meanwhile."""
-    lib = library()
-    if lib is None:
-        raise RuntimeError(f"the native engine is missing: it {missing()}")
     widths = torch.tensor([points.shape[1], *(w.shape[-2] for w in weights)])
     each = torch.tensor(omegas)
     tensors = [addresses(list(group)) for group in (weights, biases, dweights, dbiases)]
@@ -179,21 +135,82 @@ def sweep(
         losses.data_ptr(),
         tile,
         threads,
-        (level() or "").encode(),
+        chosen(),
     )
-    check(lib.sf_sweep(ctypes.byref(task)))
+    call("sf_sweep", ctypes.byref(task))
 
 
 def sincos(x: Tensor, sine: Tensor, cosine: Tensor) -> None:
     """The engine's own sine and cosine of a contiguous tensor, into two others."""
-    lib = library()
-    if lib is None:
-        raise RuntimeError(f"the native engine is missing: it {missing()}")
-    code = lib.sf_sincos(
-        (level() or "").encode(),
+    call(
+        "sf_sincos",
+        chosen(),
         ctypes.c_void_p(x.data_ptr()),
         ctypes.c_void_p(sine.data_ptr()),
         ctypes.c_void_p(cosine.data_ptr()),
         ctypes.c_int64(x.numel()),
     )
-    check(code)
+
+
+def fit(
+    points: Tensor,  # [P, in]
+    values: Tensor,  # [N, P, C]
+    parameters: Sequence[Tensor],  # [N, out, in], [N, out] of each layer; updated in place, as all state here
+    exp_avg: Sequence[Tensor],
+    exp_avg_sq: Sequence[Tensor],
+    best: Sequence[Tensor] | None,  # needed with a guard
+    omegas: Sequence[float],  # one per layer; the head's is 1
+    *,
+    rows: Tensor,  # int64, the queue
+    until: int,
+    budget: int,
+    learning_rates: Tensor,  # [budget] float32
+    betas: tuple[float, float],
+    eps: float,
+    target_mse: Tensor,  # [N] float64, negative for none
+    check_every: int,
+    guard: float,  # 0 for none
+    frozen: int,
+    step: Tensor,  # [N] int64
+    adam_step: Tensor,  # [N] int64
+    scale: Tensor,  # [N] float32
+    best_mse: Tensor,  # [N] float64
+    rollbacks: Tensor,  # [N] int64
+    mse: Tensor,  # [N, budget + 1] float32
+    measured: Tensor,  # [N] int64
+    reason: Tensor,  # [N] int64
+    seconds: Tensor,  # [N] float64
+    threads: int,
+) -> None:
+    """Run the networks of the queue until they stop or reach step `until`; all contiguous. SfFit says what each means."""
+    widths = torch.tensor([points.shape[1], *(w.shape[1] for w in parameters[::2])])
+    each = torch.tensor(omegas)
+    tensors = [addresses(list(group)) for group in (parameters, exp_avg, exp_avg_sq, best or [None] * len(parameters))]
+    stacks = [ctypes.cast(pointers, ctypes.c_void_p) for pointers in tensors]
+    task = Fit(
+        points.shape[0],
+        *values.shape[::2],
+        len(parameters) // 2,
+        widths.data_ptr(),
+        each.data_ptr(),
+        points.data_ptr(),
+        values.data_ptr(),
+        *stacks[:3],
+        frozen,
+        rows.numel(),
+        rows.data_ptr(),
+        until,
+        budget,
+        learning_rates.data_ptr(),
+        *betas,
+        eps,
+        target_mse.data_ptr(),
+        check_every,
+        guard,
+        *(t.data_ptr() for t in (step, adam_step, scale, best_mse)),
+        stacks[3],
+        *(t.data_ptr() for t in (rollbacks, mse, measured, reason, seconds)),
+        threads,
+        chosen(),
+    )
+    call("sf_fit", ctypes.byref(task))

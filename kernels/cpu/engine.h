@@ -48,9 +48,10 @@ struct SfScratch {
 };
 
 struct SfAdam {
-    float learning_rate, beta1, beta2, eps;
-    float correction1, correction2;  // 1 - beta1^t and sqrt(1 - beta2^t)
-    float omega;                     // chain rule: gradients are those of omega * parameter
+    float step_size;            // learning rate / (1 - beta1^t)
+    float beta1, beta2, eps;
+    float correction;           // sqrt(1 - beta2^t)
+    float omega;                // chain rule: gradients are those of omega * parameter
 };
 
 struct SfKernels {
@@ -62,6 +63,8 @@ struct SfKernels {
     void (*sincos)(const float *x, float *sine, float *cosine, int64_t count);
     void (*adam)(float *parameter, float *exp_avg, float *exp_avg_sq, const float *gradient, int64_t count,
                  const SfAdam *);
+    // A layer's packed weights from `weight`, which has the layout of `backward`; returns the largest of them.
+    float (*fold)(SfLayer *, const float *weight, float omega);
 };
 
 extern "C" {

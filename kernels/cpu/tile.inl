@@ -341,17 +341,37 @@ SF_INLINE vec square_root(vec x) {
 void adam(float *parameter, float *exp_avg, float *exp_avg_sq, const float *gradient, int64_t count,
           const SfAdam *settings) {
     const SfAdam a = *settings;
-    const float step = a.learning_rate / a.correction1, keep1 = a.beta1, keep2 = a.beta2;
     for (int64_t i = 0; i < count; i += LANES) {
         const vec g = load(gradient + i) * a.omega;
-        const vec m = load(exp_avg + i) * keep1 + g * (1.0f - keep1);
-        const vec v = load(exp_avg_sq + i) * keep2 + g * g * (1.0f - keep2);
+        const vec m = load(exp_avg + i) * a.beta1 + g * (1.0f - a.beta1);
+        const vec v = load(exp_avg_sq + i) * a.beta2 + g * g * (1.0f - a.beta2);
         store(exp_avg + i, m);
         store(exp_avg_sq + i, v);
-        store(parameter + i, load(parameter + i) - step * m / (square_root(v) / a.correction2 + a.eps));
+        store(parameter + i, load(parameter + i) - a.step_size * m / (square_root(v) / a.correction + a.eps));
     }
+}
+
+float fold(SfLayer *layer, const float *weight, float omega) {
+    const int64_t in = layer->in, out = layer->out;
+    vec largest = {};
+    for (int64_t i = 0; i < layer->in_panels * out * PANEL; i += LANES) {
+        const vec w = load(weight + i) * omega;
+        store(layer->backward + i, w);
+        const vec magnitude = w < 0.0f ? -w : w;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    for (int64_t panel = 0; panel < layer->out_panels; ++panel)
+        for (int64_t k = 0; k < in; ++k) {
+            const int64_t outputs = least(PANEL, out - panel * PANEL);
+            const float *from = layer->backward + (k / PANEL * out + panel * PANEL) * PANEL + k % PANEL;
+            float *to = layer->forward + (panel * in + k) * PANEL;
+            for (int64_t n = 0; n < outputs; ++n) to[n] = from[n * PANEL];
+        }
+    float most = 0;
+    for (int lane = 0; lane < LANES; ++lane) most = largest[lane] > most ? largest[lane] : most;
+    return most;
 }
 
 }  // namespace
 
-extern "C" const SfKernels SF_TABLE = {SF_NAME, PANEL, BLOCK, SF_TILE, sweep, sincos, adam};
+extern "C" const SfKernels SF_TABLE = {SF_NAME, PANEL, BLOCK, SF_TILE, sweep, sincos, adam, fold};

@@ -48,7 +48,8 @@ class Adam:
         beta1, beta2 = self.recipe.betas
         adam(
             [p.detach() for p in parameters],
-            list(gradients),
+            # The fused kernel walks through memory: gradients of batched products come transposed.
+            [g.contiguous() for g in gradients],
             self.exp_avg,
             self.exp_avg_sq,
             [],
