@@ -11,10 +11,9 @@ Layers (SineLinear, ...) and models (Siren, Strainer, ...) are ordinary nn.Modul
 from strainer_fast import nn, reference, signals
 from strainer_fast._checks import InputError, InputTypeError
 from strainer_fast._version import __version__
-from strainer_fast.fitting import FitResult, FittedSignal, Interrupted, Progress, Recipe, fit, pretrain, recipe
+from strainer_fast.fitting import FitResult, FittedSignal, Interrupted, Progress, Recipe, explain, fit, pretrain, recipe
 from strainer_fast.models import Architecture, BatchedSiren, Encoder, Siren, Strainer, load_foreign
 from strainer_fast.nn import BatchedSineLinear, MultiHeadLinear, SineLinear
-from strainer_fast.ops import explain
 from strainer_fast.signals import Signal
 
 __all__ = [

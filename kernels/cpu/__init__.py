@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .library import LEVELS, address, addresses, available, call, chosen, forced, level, library, missing
+from .loading import LEVELS, address, addresses, available, call, chosen, forced, level, library, missing
 
 __all__ = ["LEVELS", "available", "fit", "forced", "level", "library", "missing", "sincos", "sweep"]
 
@@ -182,7 +182,7 @@ def fit(
     seconds: Tensor,  # [N] float64
     threads: int,
 ) -> None:
-    """Run the networks of the queue until they stop or reach step `until`; all contiguous. SfFit says what each means."""
+    """Run the networks of the queue until they stop or reach step `until`; all contiguous. Meanings: fit.cpp."""
     widths = torch.tensor([points.shape[1], *(w.shape[1] for w in parameters[::2])])
     each = torch.tensor(omegas)
     tensors = [addresses(list(group)) for group in (parameters, exp_avg, exp_avg_sq, best or [None] * len(parameters))]

@@ -103,7 +103,7 @@ def fit(
         raise Interrupted(f"{stop}; kept in {out}. Run the same command again to go on.") from None
     files = [*write_tables(result, out), *write_previews(result, signals, out)]
     _summarise(result, reporter, out, len(files) - 3)
-    diverged = result.stop_reasons.count("non_finite")
+    diverged = sum(reason in ("non_finite", "diverged") for reason in result.stop_reasons)
     if diverged:
         reporter.warn(f"{diverged} signals had a loss that was not finite: kept their last finite weights")
     if skipped:

@@ -1,5 +1,6 @@
 """Fitting: recipes, pre-training, fits and their results."""
 
+from strainer_fast.fitting.explain import explain
 from strainer_fast.fitting.fit import fit
 from strainer_fast.fitting.interrupt import Interrupted
 from strainer_fast.fitting.loop import Progress
@@ -7,4 +8,15 @@ from strainer_fast.fitting.pretrain import pretrain
 from strainer_fast.fitting.recipe import PRESETS, Recipe, recipe
 from strainer_fast.fitting.result import FitResult, FittedSignal
 
-__all__ = ["PRESETS", "FitResult", "FittedSignal", "Interrupted", "Progress", "Recipe", "fit", "pretrain", "recipe"]
+__all__ = [
+    "PRESETS",
+    "FitResult",
+    "FittedSignal",
+    "Interrupted",
+    "Progress",
+    "Recipe",
+    "explain",
+    "fit",
+    "pretrain",
+    "recipe",
+]

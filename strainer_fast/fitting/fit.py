@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from strainer_fast._checks import InputError, bad_input, bad_type
-from strainer_fast.fitting import engine, loop
+from strainer_fast.fitting import engine, loop, small
 from strainer_fast.fitting.interrupt import Interrupted, deferred_interrupt
 from strainer_fast.fitting.loop import Curve, Progress
 from strainer_fast.fitting.recipe import Recipe
@@ -74,7 +74,8 @@ def fit(
         architecture: sizes of the networks when `init` is "siren"; the paper's by default.
         done: an earlier result of the same settings: its signals are taken over, except interrupted ones.
         implementation, device: see `strainer_fast.explain`.
-        on_check: called with the Progress (indices are those of `signals`) every `check_every` steps.
+        on_check: called with the Progress (indices are those of `signals`) every `check_every` steps, or
+            several times a second where whole fits of small networks run on the native engine.
         on_result: called with all that is finished whenever more signals have stopped.
 
     Returns:
@@ -93,8 +94,8 @@ def fit(
     network = start_from.architecture if isinstance(start_from, Encoder) else start_from
     in_features = _check_dimensions(signals, start_from)
     check_start(recipe.start, start_from, [s.channels for s in signals])
-    stacks = _stacks(signals, network)
-    for stack in stacks:
+    stacks = _stacks(signals, network, chosen, recipe)
+    for stack, _ in stacks:
         engine.check_memory(chosen, signals[stack[0]], len(stack), False, network, where)
     settings = {
         "recipe": recipe.as_dict(),
@@ -117,7 +118,7 @@ def fit(
         )
 
     with deferred_interrupt() as interrupted:
-        for stack in stacks:
+        for stack, is_small in stacks:
             todo = [i for i in stack if i not in finished]
             if not todo:
                 continue
@@ -144,6 +145,7 @@ def fit(
                 start_from,
                 recipe,
                 chosen,
+                is_small,
                 where,
                 interrupted,
                 look,
@@ -161,6 +163,7 @@ def _fit_stack(
     init: Encoder | Architecture,
     recipe: Recipe,
     implementation: str,
+    is_small: bool,
     device: torch.device,
     stop: Callable[[], bool],
     look: Callable[[loop.Look, list[str]], None],
@@ -196,10 +199,24 @@ def _fit_stack(
             rows[i] = _Row(known, trace.curve(i), {n: p.cpu() for n, p in network.state_dict().items()})
         keep(rows)
 
+    parameters: list[Tensor] = list(stack.parameters())
+    if is_small:
+        small.optimise_small(
+            points,
+            values,
+            parameters,
+            stack.omegas,
+            recipe,
+            begin=begin,
+            stop=stop,
+            on_check=lambda seen: look(seen, names),
+            on_leave=leave,
+        )
+        return
     loop.optimise(
         points,
         values,
-        list(stack.parameters()),
+        parameters,
         stack.omegas,
         recipe,
         implementation=implementation,
@@ -242,16 +259,24 @@ def _check_dimensions(signals: Sequence[Signal], init: Encoder | Architecture) -
     return in_features
 
 
-def _stacks(signals: Sequence[Signal], network: Architecture) -> list[list[int]]:
-    """Indices of signals that run together: same shape and channels, at most STACK_ELEMENTS activations a layer."""
+def _stacks(
+    signals: Sequence[Signal], network: Architecture, implementation: str, recipe: Recipe
+) -> list[tuple[list[int], bool]]:
+    """(indices of signals that run together, whether by `ops.fit_small`): same shape and channels, a bounded size."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, signal in enumerate(signals):
         groups.setdefault(tuple(signal.values.shape), []).append(i)
     stacks = []
     for indices in groups.values():
-        points = signals[indices[0]].samples().shape[0]
+        first = signals[indices[0]]
+        points = first.samples().shape[0]
+        is_small = implementation == "native" and (
+            small.ruled_out(recipe, network, len(first.shape), first.channels, points) is None
+        )
         size = max(1, STACK_ELEMENTS // (points * network.hidden_features))
-        stacks += [indices[i : i + size] for i in range(0, len(indices), size)]
+        if is_small:
+            size = max(size, small.NETWORKS_PER_THREAD * torch.get_num_threads())
+        stacks += [(indices[i : i + size], is_small) for i in range(0, len(indices), size)]
     return stacks
 
 

@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from strainer_fast.fitting.guard import Guard
 from strainer_fast.fitting.optim import Adam, rows
 from strainer_fast.fitting.recipe import Recipe
 from strainer_fast.models import Siren
 from strainer_fast.ops import losses_and_gradients
 
-TARGET, BUDGET, NON_FINITE, INTERRUPTED = "target", "budget", "non_finite", "interrupted"
-"""Why a signal stopped: target PSNR reached, all steps done, loss not finite, Ctrl-C."""
+TARGET, BUDGET, NON_FINITE, DIVERGED, INTERRUPTED = "target", "budget", "non_finite", "diverged", "interrupted"
+"""Why a signal stopped: target PSNR reached, all steps done, loss not finite, a spike after a roll-back, Ctrl-C."""
 
 
 @dataclass(frozen=True)
@@ -123,13 +124,17 @@ def optimise(
     last_finite = [p.detach().clone() for p in parameters]
     running = list(range(num_signals))
     alive = torch.ones(num_signals if independent else (), dtype=torch.bool, device=values.device)
+    guard = Guard(parameters, recipe.guard_db) if recipe.guard_db is not None and independent else None
     pending: list[Tensor] = []  # losses not yet seen by the host
     begin = time.perf_counter() if begin is None else begin
+    diverged: list[int] = []  # rows, by the guard
+    spiked: list[int] = []
 
     for step in range(first, steps + 1):
         interrupted = stop()
         losses, gradients = losses_and_gradients(implementation, points, values, parameters, omegas, step < steps)
-        alive &= torch.isfinite(losses) if independent else torch.isfinite(losses).all()
+        if guard is None:
+            alive &= torch.isfinite(losses) if independent else torch.isfinite(losses).all()
         for kept, p in zip(last_finite, parameters, strict=True):
             torch.where(rows(alive, p), p.detach(), kept, out=kept)
         pending.append(losses)
@@ -141,7 +146,8 @@ def optimise(
             trace.clock.append((step, now))
             with np.errstate(divide="ignore", invalid="ignore"):
                 psnr = -10 * np.log10(seen[-1])
-            bad = ~np.isfinite(seen)
+            diverged, spiked = ([], []) if guard is None else guard.look(seen[-1], parameters, step == steps)
+            bad = ~np.isfinite(seen) if guard is None else np.zeros(seen.shape, dtype=bool)
             if not independent:
                 bad |= bad.any(axis=1, keepdims=True)
             leaving = []
@@ -149,7 +155,7 @@ def optimise(
                 ok = int(bad[:, row].argmax()) if bad[:, row].any() else len(seen)
                 trace.curves[signal].extend(seen[:ok, row])
                 reached = target_psnr is not None and psnr[row] >= target_psnr
-                reason = _reason(ok == len(seen), reached, step == steps, interrupted)
+                reason = _reason(ok == len(seen), row in diverged, reached, step == steps, interrupted)
                 if reason is not None:
                     trace.steps[signal] = max(len(trace.curves[signal]) - 1, 0)
                     trace.reasons[signal], trace.seconds[signal] = reason, now
@@ -158,7 +164,8 @@ def optimise(
             if leaving and not independent:
                 return last_finite, trace
             for row in leaving:
-                for out, kept in zip(final, last_finite, strict=True):
+                source = guard.best if guard and row in (*diverged, *spiked) else last_finite
+                for out, kept in zip(final, source, strict=True):
                     out[running[row]] = kept[row]
             if leaving:
                 on_leave([running[row] for row in leaving], final, trace)
@@ -173,15 +180,23 @@ def optimise(
                 parameters = [p.detach()[index].requires_grad_() for p in parameters]
                 gradients = [g[index] for g in gradients]
                 adam.select(index)
+                if guard is not None:
+                    guard.select(rest)
+                    spiked = [rest.index(row) for row in spiked if row in rest]
 
         adam.update(parameters, gradients)
+        if guard is not None and spiked:
+            guard.roll_back(spiked, parameters, adam)
+            spiked = []
     raise AssertionError("unreachable: the last step is a check that every signal leaves at")
 
 
-def _reason(finite: bool, reached: bool, last: bool, interrupted: bool) -> str | None:
+def _reason(finite: bool, diverged: bool, reached: bool, last: bool, interrupted: bool) -> str | None:
     """Why a signal stops now; None while it goes on."""
     if not finite:
         return NON_FINITE
+    if diverged:
+        return DIVERGED
     if reached:
         return TARGET
     if last:

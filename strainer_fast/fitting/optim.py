@@ -33,18 +33,19 @@ class Adam:
         self.exp_avg_sq = [torch.zeros_like(p, requires_grad=False) for p in parameters]
         # On the host, which decides by it: it never depends on what the device computes.
         self.step = torch.zeros(() if num_signals is None else (num_signals,), dtype=torch.int64)
+        self.scale = torch.ones(self.step.shape, dtype=torch.float64)  # of the learning rate
 
     @torch.no_grad()
     def update(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """One step, in place."""
-        before = self.step.flatten()
-        if bool((before == before[0]).all()):
-            self._fused(parameters, gradients, int(before[0]))
+        step, scale = self.step.flatten(), self.scale.flatten()
+        if bool((step == step[0]).all() and (scale == scale[0]).all()):
+            self._fused(parameters, gradients, int(step[0]), float(scale[0]))
         else:
             self._per_signal(parameters, gradients)
         self.step += 1
 
-    def _fused(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], step: int) -> None:
+    def _fused(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], step: int, scale: float) -> None:
         beta1, beta2 = self.recipe.betas
         adam(
             [p.detach() for p in parameters],
@@ -58,7 +59,7 @@ class Adam:
             amsgrad=False,
             beta1=beta1,
             beta2=beta2,
-            lr=self.recipe.learning_rate,
+            lr=self.recipe.learning_rate * scale,
             weight_decay=0.0,
             eps=self.recipe.eps,
             maximize=False,
@@ -69,7 +70,7 @@ class Adam:
         # In float64: 1 - 0.999^t loses four digits in float32 at t = 1.
         step = (self.step + 1).double()
         device = parameters[0].device
-        step_size = (self.recipe.learning_rate / (1 - beta1**step)).float().to(device)
+        step_size = (self.scale * self.recipe.learning_rate / (1 - beta1**step)).float().to(device)
         correction = (1 - beta2**step).sqrt().float().to(device)
         for p, g, m, v in zip(parameters, gradients, self.exp_avg, self.exp_avg_sq, strict=True):
             m.lerp_(g, 1 - beta1)
@@ -81,4 +82,11 @@ class Adam:
         """Keep the state of these signals only."""
         self.exp_avg = [m[indices] for m in self.exp_avg]
         self.exp_avg_sq = [v[indices] for v in self.exp_avg_sq]
-        self.step = self.step[indices.cpu()]
+        self.step, self.scale = self.step[indices.cpu()], self.scale[indices.cpu()]
+
+    def restart(self, signal: int) -> None:
+        """Forget the state of one signal and halve its learning rate."""
+        for state in (*self.exp_avg, *self.exp_avg_sq):
+            state[signal] = 0
+        self.step[signal] = 0
+        self.scale[signal] /= 2

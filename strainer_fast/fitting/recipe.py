@@ -27,6 +27,9 @@ class Recipe:
         ridge: weight penalty of the least-squares start, relative to the mean variance of the features.
         learning_rate, betas, eps: Adam's.
         target_psnr: stop a signal of a fit once it reaches this many dB; None runs all steps.
+        guard_db: of fits: roll a network back to its best weights, once and with half the learning rate, when its PSNR
+            at a look falls this many dB below its best or its loss is not finite; the second time it stops there
+            ("diverged"). None: no roll-back, a fit whose loss is not finite stops at its last finite weights.
         check_every: steps between two looks at the loss; a fit can only stop at one of them.
         seed: of pre-training's initial weights. A fit draws a signal's from the seed and the signal's values, so they
             depend neither on its company nor on its place.
@@ -43,6 +46,7 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     target_psnr: float | None = None
+    guard_db: float | None = None
     check_every: int = 10
     seed: int = 0
 
@@ -59,6 +63,7 @@ class Recipe:
             "betas": (float(betas[0]), float(betas[1])),
             "eps": check_real("eps", self.eps, minimum=0),
             "target_psnr": None if self.target_psnr is None else check_real("target_psnr", self.target_psnr, above=0),
+            "guard_db": None if self.guard_db is None else check_real("guard_db", self.guard_db, above=0),
             "check_every": check_count("check_every", self.check_every),
             "seed": check_count("seed", self.seed, 0, 2**62),
         }

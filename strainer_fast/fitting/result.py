@@ -34,7 +34,8 @@ class FittedSignal:
 
     psnr is in dB, measured at the end on the weights that are kept, predictions unclamped; infinite when exact.
     seconds is the wall time from the start of the stack it ran in to its stop. stop_reason is "target", "budget",
-    "non_finite" (kept at its last finite weights) or "interrupted".
+    "non_finite" (kept at its last finite weights), "diverged" (kept at its best weights; see Recipe.guard_db) or
+    "interrupted".
     """
 
     name: str

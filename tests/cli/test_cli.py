@@ -260,7 +260,9 @@ def test_progress_in_a_pipe_is_lines(
     monkeypatch: pytest.MonkeyPatch, run: Run, image_folder: Path, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("strainer_fast.cli._console.PLAIN_SECONDS", 0.0)
-    done = run("fit", image_folder / "a.png", "--out", tmp_path / "o", "--steps", 30, *SMALL)
+    done = run(
+        *("fit", image_folder / "a.png", "--out", tmp_path / "o", "--steps", 30, "--implementation", "tiled", *SMALL)
+    )
     lines = [line for line in done.output.splitlines() if line.startswith("fitting: ") and " dB " in line]
     assert [line.split()[1] for line in lines] == ["10/30", "20/30"]
     assert all(line.endswith("s left") for line in lines)

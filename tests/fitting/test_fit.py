@@ -28,14 +28,15 @@ def quick(**changes: object) -> sf.Recipe:
 @pytest.mark.parametrize("path", ["fused", "per_signal"])
 def test_adam_is_pytorchs(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if path == "per_signal":
-        monkeypatch.setattr(Adam, "_fused", lambda self, p, g, step: self._per_signal(p, g))
+        monkeypatch.setattr(Adam, "_fused", lambda self, p, g, *rest: self._per_signal(p, g))
     recipe = sf.recipe(learning_rate=3e-3, betas=(0.8, 0.95), eps=1e-6)
     ours = [torch.randn(3, 4, 5), torch.randn(3, 4)]
     theirs = [p.clone().requires_grad_() for p in ours]
     adam = Adam(ours, recipe, num_signals=3)
     peer = torch.optim.Adam(theirs, lr=3e-3, betas=(0.8, 0.95), eps=1e-6)
     for _ in range(20):
-        gradients = [torch.randn_like(p) for p in ours]
+        # As batched products give them: transposed in memory.
+        gradients = [torch.randn(3, 5, 4).transpose(1, 2), torch.randn(3, 4)]
         adam.update(ours, gradients)
         for p, g in zip(theirs, gradients, strict=True):
             p.grad = g.clone()
@@ -107,9 +108,10 @@ def test_a_signal_does_not_depend_on_its_company(unseen: list[sf.Signal], tiny: 
 
 
 def test_each_signal_stops_at_its_own_target(unseen: list[sf.Signal], encoder: sf.Encoder) -> None:
-    free = sf.fit(unseen[:5], encoder, quick(steps=120))
+    options = {"implementation": "tiled"}
+    free = sf.fit(unseen[:5], encoder, quick(steps=120), **options)
     target = float(np.median([c.psnr[60] for c in free.curves]))
-    result = sf.fit(unseen[:5], encoder, quick(steps=120), target_psnr=target)
+    result = sf.fit(unseen[:5], encoder, quick(steps=120), target_psnr=target, **options)
     assert set(result.stop_reasons) == {"target"}
     assert len(set(result.steps)) > 1
     for i in range(5):
@@ -188,7 +190,7 @@ def test_deep_decoders_start_by_least_squares_too(scans: list[sf.Signal], unseen
 def test_non_finite_loss_keeps_the_last_finite_weights(
     unseen: list[sf.Signal], encoder: sf.Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reference_run = sf.fit(unseen[:3], encoder, quick(steps=6, check_every=4))
+    reference_run = sf.fit(unseen[:3], encoder, quick(steps=6, check_every=4), implementation="tiled")
     compute, calls = loop.losses_and_gradients, 0
 
     def poisoned(*args: object) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
@@ -203,7 +205,7 @@ def test_non_finite_loss_keeps_the_last_finite_weights(
         return losses, gradients
 
     monkeypatch.setattr(loop, "losses_and_gradients", poisoned)
-    result = sf.fit(unseen[:3], encoder, quick(steps=20, check_every=4))
+    result = sf.fit(unseen[:3], encoder, quick(steps=20, check_every=4), implementation="tiled")
     assert result.stop_reasons == ["budget", "non_finite", "budget"]
     assert result.steps == [20, 6, 20]
     assert len(result.curves[1].psnr) == 7
@@ -232,7 +234,7 @@ def test_progress_and_live_networks(unseen: list[sf.Signal], encoder: sf.Encoder
         mse = reference.mse(network(unseen[1].points()), unseen[1].samples())
         measured.append(float(reference.psnr(mse).detach()))
 
-    sf.fit(unseen[:2], encoder, quick(steps=20, check_every=5), on_check=look)
+    sf.fit(unseen[:2], encoder, quick(steps=20, check_every=5), implementation="tiled", on_check=look)
     assert [p.step for p in seen] == [0, 5, 10, 15, 20]
     assert all(p.running == [0, 1] and p.steps == 20 for p in seen)
     np.testing.assert_allclose(measured, [p.psnr[1] for p in seen], atol=1e-3)
@@ -250,13 +252,13 @@ def test_ctrl_c_keeps_what_is_there(
             time.sleep(0.01)
 
     with pytest.raises(sf.Interrupted, match="2 of 5 signals finished") as caught:
-        sf.fit(unseen[:5], encoder, quick(), on_check=press)
+        sf.fit(unseen[:5], encoder, quick(), on_check=press, implementation="tiled")
     assert signal.getsignal(signal.SIGINT) is before
     partial = caught.value.result
     assert partial.stop_reasons == ["budget", "budget", "interrupted", "interrupted"]
     assert partial.steps == [30, 30, 11, 11]
-    full = sf.fit(unseen[:5], encoder, quick())
-    resumed = sf.fit(unseen[:5], encoder, quick(), done=partial)
+    full = sf.fit(unseen[:5], encoder, quick(), implementation="tiled")
+    resumed = sf.fit(unseen[:5], encoder, quick(), done=partial, implementation="tiled")
     assert all(torch.equal(full.weights[n], resumed.weights[n]) for n in full.weights)
 
 
@@ -324,7 +326,14 @@ def test_an_encoder_in_float64_fits_in_float32(start: str, encoder: sf.Encoder, 
 
 def test_each_signal_is_handed_over_when_it_stops(unseen: list[sf.Signal], encoder: sf.Encoder) -> None:
     seen: list[list[str]] = []
-    result = sf.fit(unseen[:5], encoder, quick(steps=150), target_psnr=20.0, on_result=lambda r: seen.append(r.names))
+    result = sf.fit(
+        unseen[:5],
+        encoder,
+        quick(steps=150),
+        target_psnr=20.0,
+        on_result=lambda r: seen.append(r.names),
+        implementation="tiled",
+    )
     assert len(set(result.steps)) == len(seen) > 1
     assert seen[-1] == result.names
     assert all(set(a) < set(b) for a, b in pairwise(seen))

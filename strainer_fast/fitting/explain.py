@@ -1,0 +1,52 @@
+"""What would run a fit, and why, without running it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from strainer_fast._checks import bad_input, check_count
+from strainer_fast.fitting import small
+from strainer_fast.fitting.recipe import Recipe
+from strainer_fast.fitting.recipe import recipe as get_recipe
+from strainer_fast.models import Architecture
+from strainer_fast.ops import choose, choose_device
+from strainer_fast.ops import explain as explain_step
+
+
+def explain(
+    recipe: str | Recipe = "paper",
+    shapes: Sequence[Sequence[int]] = (),
+    *,
+    architecture: Architecture | None = None,
+    implementation: str = "auto",
+    device: str | torch.device = "auto",
+) -> str:
+    """What runs here, and why: a line for training steps, and one per shape for fits of such signals.
+
+    Args:
+        recipe: of the fits, a preset's name or a Recipe.
+        shapes: of signals, samples per axis and then channels: [(28, 28, 1), (178, 178, 3)].
+        architecture: of the networks; the paper's by default.
+        implementation, device: as `fit` takes them.
+
+    A fit runs whole on the native engine (see `strainer_fast.ops.fit_small`) unless the line names the recipe's field
+    or the size that rules this out.
+    """
+    recipe = get_recipe(recipe)
+    network = architecture or Architecture()
+    where = choose_device(device)
+    lines = [f"steps: {explain_step(implementation, where)}"]
+    native = choose(implementation, where).name == "native"
+    for shape in shapes:
+        if len(shape) < 2:
+            raise bad_input("shapes", "samples per axis and then channels, (28, 28, 1)", shape, "Add the channels.")
+        *axes, channels = (check_count("shapes", n) for n in shape)
+        why = small.ruled_out(recipe, network, len(axes), channels, math.prod(axes)) if native else None
+        how = "step by step"
+        if native:
+            how = "whole fits in a core's caches (fit_small)" if why is None else f"step by step: {why}"
+        lines.append(f"fits of {'x'.join(map(str, shape))}: {how}")
+    return "\n".join(lines)

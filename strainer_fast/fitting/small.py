@@ -1,0 +1,117 @@
+"""The loop around `ops.fit_small`: whole fits of small networks on the native engine, with looks from outside."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from strainer_fast.fitting.loop import BUDGET, DIVERGED, INTERRUPTED, NON_FINITE, TARGET, Look, Trace
+from strainer_fast.fitting.recipe import Recipe
+from strainer_fast.models import Architecture
+from strainer_fast.ops import fit_small as engine
+
+UNDERSTOOD = frozenset(
+    {
+        *("name", "steps", "pretrain_steps", "start", "ridge", "learning_rate", "betas", "eps"),
+        *("target_psnr", "guard_db", "check_every", "seed"),
+    }
+)
+"""Fields of a recipe that these fits follow (or that others follow before them). Any other one rules them out unless it
+has its default value, so that a new field is never ignored."""
+
+NETWORKS_PER_THREAD = 32
+"""Networks of a stack, at least: cores wait for the last network only now and then."""
+
+LOOK_SECONDS = 0.2
+"""How long the engine runs between two looks from outside, about: for progress, Ctrl-C and results."""
+
+REASONS = {
+    engine.TARGET: TARGET,
+    engine.BUDGET: BUDGET,
+    engine.NON_FINITE: NON_FINITE,
+    engine.DIVERGED: DIVERGED,
+}
+
+
+def ruled_out(recipe: Recipe, network: Architecture, in_features: int, channels: int, num_points: int) -> str | None:
+    """What keeps `fit_small` from running such fits: "recipe.FIELD = value" or a size; None where nothing does."""
+    for field in fields(recipe):
+        value = getattr(recipe, field.name)
+        if field.name not in UNDERSTOOD and value != field.default:
+            return f"recipe.{field.name} = {value!r}"
+    shapes = [*network.layer_shapes(in_features), (channels, network.hidden_features)]
+    return engine.too_large(sum(out * (width + 1) for out, width in shapes), num_points)
+
+
+def optimise_small(
+    points: Tensor,  # [P, in]
+    values: Tensor,  # [N, P, C]
+    parameters: Sequence[Tensor],
+    omegas: Sequence[float],
+    recipe: Recipe,
+    *,
+    begin: float,
+    stop: Callable[[], bool],
+    on_check: Callable[[Look], None],
+    on_leave: Callable[[list[int], list[Tensor], Trace], None],
+) -> None:
+    """`loop.optimise` for N independent small networks: same arguments and callbacks, same results to rounding.
+
+    `on_check` comes several times a second instead of every `check_every` steps.
+    """
+    num = values.shape[0]
+    state = engine.FitState.fresh(parameters, recipe.steps, recipe.guard_db is not None)
+    trace = Trace([0] * num, [""] * num, [0.0] * num, [[] for _ in values])
+    learning_rates = torch.full((recipe.steps,), recipe.learning_rate)
+    target = None if recipe.target_psnr is None else torch.full((num,), recipe.target_psnr, dtype=torch.float64)
+    until, stride = 0, recipe.check_every
+    running = list(range(num))
+    while running:
+        # The first call only measures, so that an outside look sees the start.
+        until = min(recipe.steps, until + stride) if trace.clock else 0
+        called = time.perf_counter()
+        engine.fit_small(
+            points,
+            values,
+            state,
+            omegas,
+            rows=torch.tensor(running),
+            until=until,
+            learning_rates=learning_rates,
+            betas=recipe.betas,
+            eps=recipe.eps,
+            check_every=recipe.check_every,
+            target_psnr=target,
+            guard_db=recipe.guard_db,
+        )
+        spent = time.perf_counter() - called
+        if trace.clock:
+            stride = max(1, min(2 * stride, math.ceil(stride * LOOK_SECONDS / max(spent, 1e-6))))
+        interrupted = stop()
+        trace.clock.append((until, time.perf_counter() - begin))
+        seen = _look(state, running, until, trace)
+        on_check(seen)
+        leaving = [n for n in running if int(state.reason[n]) != engine.RUNNING or interrupted]
+        for n in leaving:
+            trace.reasons[n] = REASONS.get(int(state.reason[n]), INTERRUPTED)
+            trace.seconds[n] = called - begin + float(state.seconds[n])
+            trace.curves[n] = state.mse[n, : max(int(state.measured[n]), 1)].tolist()
+            trace.steps[n] = len(trace.curves[n]) - 1
+        if leaving:
+            on_leave(leaving, state.parameters, trace)
+        running = [n for n in running if n not in leaving]
+
+
+def _look(state: engine.FitState, running: list[int], step: int, trace: Trace) -> Look:
+    last = (state.measured - 1).clamp_min(0)
+    mse = state.mse.gather(1, last[:, None])[running, 0].double().numpy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        psnr = -10 * np.log10(mse)
+    index = torch.tensor(running)
+    return Look(step, list(running), psnr.tolist(), trace.clock[-1][1], trace, [p[index] for p in state.parameters])
