@@ -48,7 +48,7 @@ keep-bench: $(STAMP)
 	$(MAKE) readme-table
 
 readme-table: $(STAMP)
-	$(BIN)/python -m benchmarks.report benchmarks/results/cpu.json --update README.md
+	$(BIN)/python -m benchmarks.report benchmarks/results/cpu.json --update README.md docs/native.md
 
 dev: $(STAMP)
 

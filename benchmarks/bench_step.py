@@ -19,7 +19,7 @@ from benchmarks.harness import check_parity, machine, peak_megabytes, row, sgemm
 from benchmarks.jax_peer import JaxPeer
 from benchmarks.providers import providers
 
-ROUNDS = 11
+ROUNDS = {"step": 11, "sizes": 5}
 
 
 def start_jax(problem: Problem) -> JaxPeer:
@@ -44,7 +44,9 @@ def test_step(benchmark: Any, case: Case) -> None:
             warm_up[name] = time.perf_counter() - begin
             step()
             steps[name] = step
-        jax_peer = start_jax(problem) if case.threads > 1 and find_spec("jax") else None  # XLA takes all cores
+        # XLA takes all cores.
+        with_jax = case.suite == "step" and case.threads > 1 and find_spec("jax") is not None
+        jax_peer = start_jax(problem) if with_jax else None
         if jax_peer is not None:
             losses, *gradients = (torch.from_numpy(r) for r in jax_peer.results)
             check_parity("JAX jit", (losses, gradients), truth)
@@ -66,13 +68,13 @@ def test_step(benchmark: Any, case: Case) -> None:
                 seconds[name].append(time.perf_counter() - begin)
 
         benchmark.group = case.name
-        benchmark.pedantic(own, setup=others, rounds=ROUNDS, iterations=1)
+        benchmark.pedantic(own, setup=others, rounds=ROUNDS[case.suite], iterations=1)
         seconds["strainer_fast"] = list(benchmark.stats.stats.data)
         best = statistics.median(rates)
         rows = [
             row(case, name, times, best, memory[name]) | {"warm_up_s": warm_up[name]} for name, times in seconds.items()
         ]
-        benchmark.extra_info.update(machine=machine(), rows=rows)
+        benchmark.extra_info.update(machine=machine(), suite=case.suite, rows=rows)
         if jax_peer is not None:
             jax_peer.close()
     finally:

@@ -24,6 +24,7 @@ class Case:
     channels: int = 1
     threads: int = 2
     quick: bool = False  # part of `make bench-quick`
+    suite: str = "step"  # which table: "step" has every peer, "sizes" ours and autograd
 
     @property
     def flops(self) -> int:
@@ -66,4 +67,12 @@ CASES = (
     Case("178x178, 5x256, 10 heads", 178, 256, 6, num_signals=10),
     Case("64 networks 3x32, 28x28", 28, 32, 4, num_signals=64, independent=True, quick=True),
     Case("64 networks 3x64, 32x32", 32, 64, 4, num_signals=64, independent=True, channels=3),
+    *(
+        Case(f"5x{width}, {size}x{size}", size, width, 6, threads=threads, suite="sizes")
+        for size, width in (
+            *((178, width) for width in (16, 32, 64, 128, 256, 512)),
+            *((size, 256) for size in (16, 64, 512)),
+        )
+        for threads in (1, 2)
+    ),
 )

@@ -26,6 +26,10 @@ TOLERANCE = 1e-4
 """Largest relative error, by norm, of losses and of each gradient against autograd in float64."""
 
 
+CHUNK = 2**15
+"""Points that the truth is computed on at once."""
+
+
 class ParityError(AssertionError):
     """A provider computes something else."""
 
@@ -40,18 +44,24 @@ def check_parity(name: str, result: Result, truth: Result) -> None:
 
 
 def truth_of(problem: Problem) -> Result:
-    """Autograd in float64; signals one by one where networks are independent, to bound the memory."""
+    """Autograd in float64, a part of the points or one network at a time, to bound the memory."""
 
     def double(t: Tensor) -> Tensor:
         return t.detach().double()
 
     independent = problem.parameters[0].ndim == 3
+    parts = []
     if not independent:
         parameters = [double(p).requires_grad_() for p in problem.parameters]
-        return losses_and_gradients(
-            "torch", double(problem.points), double(problem.values), parameters, problem.omegas, True
-        )
-    parts = []
+        chunks = zip(problem.points.split(CHUNK), problem.values.split(CHUNK, dim=1), strict=True)
+        for points, values in chunks:
+            share = points.shape[0] / problem.points.shape[0]
+            losses, gradients = losses_and_gradients(
+                "torch", double(points), double(values), parameters, problem.omegas, True
+            )
+            parts.append((losses * share, [g * share for g in gradients]))
+        summed = [torch.stack(g).sum(0) for g in zip(*(g for _, g in parts), strict=True)]
+        return torch.stack([losses for losses, _ in parts]).sum(0), summed
     for n in range(problem.values.shape[0]):
         parameters = [double(p[n : n + 1]).requires_grad_() for p in problem.parameters]
         own = double(problem.values[n : n + 1])

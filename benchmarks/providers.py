@@ -9,14 +9,21 @@ from torch import Tensor
 
 from benchmarks.cases import Case, Problem
 from strainer_fast import reference
-from strainer_fast.ops import losses_and_gradients
+from strainer_fast.ops import choose, losses_and_gradients
 
 Result = tuple[Tensor, list[Tensor]]
 Step = Callable[[], Result]
 
 
 def ours(problem: Problem) -> Step:
-    """The one-pass sweep over tiles."""
+    """What runs by default: the native engine where it was built."""
+    p = problem
+    name = choose("auto", p.points.device).name
+    return lambda: losses_and_gradients(name, p.points, p.values, p.parameters, p.omegas, True)
+
+
+def tiled(problem: Problem) -> Step:
+    """The one-pass sweep over tiles in PyTorch's calls; for networks apart it is bmm with a backward by hand."""
     p = problem
     return lambda: losses_and_gradients("tiled", p.points, p.values, p.parameters, p.omegas, True)
 
@@ -77,11 +84,12 @@ def vmap(problem: Problem) -> Step:
 
 def providers(case: Case) -> dict[str, Callable[[Problem], Step]]:
     """Those that can do this case; ours first. JAX has a process of its own: jax_peer.py."""
-    found: dict[str, Callable[[Problem], Step]] = {
-        "strainer_fast": ours,
-        "autograd eager": eager,
-        "torch.compile": compiled,
-    }
+    found: dict[str, Callable[[Problem], Step]] = {"strainer_fast": ours, "strainer_fast, tiled": tiled}
     if case.independent:
-        found = {"strainer_fast": ours, "Python loop": loop, "bmm + autograd": eager, "torch.func.vmap": vmap}
+        return found | {"Python loop": loop, "bmm + autograd": eager, "torch.func.vmap": vmap}
+    if case.suite == "step":
+        found["torch.compile"] = compiled
+    # Autograd keeps all activations: some 10 GB for the largest case.
+    if case.size**2 * case.width <= 2**24:
+        found["autograd eager"] = eager
     return found

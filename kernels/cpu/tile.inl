@@ -9,7 +9,7 @@ namespace {
 constexpr int PANEL = 2 * LANES;     // features
 constexpr int BLOCK = SF_BLOCK;      // points whose products with a panel of weights stay in registers
 constexpr int OUTER = SF_OUTER;      // outputs whose outer products with a panel of inputs stay in registers
-constexpr int NARROW = 4;            // inputs up to which a weight gradient runs along the outputs instead
+constexpr int NARROW = 4;            // features up to which a layer's inputs or outputs are few: no panels of them
 
 SF_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -91,6 +91,39 @@ void sine_layer(const SfLayer &layer, const float *x, float largest, int64_t til
     else
         bounded ? forward<SINE, true>(layer, x, tile, rows, out, slope)
                 : forward<SINE, false>(layer, x, tile, rows, out, slope);
+}
+
+template <int COUNT>
+struct Floats {
+    typedef float type __attribute__((vector_size(4 * COUNT)));
+};
+
+// The sum of a vector's lanes, half by half.
+template <int COUNT>
+SF_INLINE float sum_of(typename Floats<COUNT>::type x) {
+    if constexpr (COUNT == 4) {
+        return (x[0] + x[2]) + (x[1] + x[3]);
+    } else {
+        typename Floats<COUNT / 2>::type low, high;
+        __builtin_memcpy(&low, &x, sizeof low);
+        __builtin_memcpy(&high, reinterpret_cast<const char *>(&x) + sizeof low, sizeof high);
+        return sum_of<COUNT / 2>(low + high);
+    }
+}
+
+// A linear layer with at most NARROW outputs, by dot products: in panels it would compute mostly zeros.
+void narrow_linear(const SfLayer &layer, const float *x, int64_t tile, int64_t rows, float *out) {
+    for (int64_t n = 0; n < layer.out; ++n)
+        for (int64_t row = 0; row < rows; ++row) {
+            vec total = {};
+            for (int64_t panel = 0; panel < layer.in_panels; ++panel) {
+                const float *h = x + (panel * tile + row) * PANEL;
+                const float *w = layer.backward + (panel * layer.out + n) * PANEL;
+                total += load(h) * load(w);
+                if (!half_empty(layer.in, panel)) total += load(h + LANES) * load(w + LANES);
+            }
+            out[row * PANEL + n] = layer.bias[n] + sum_of<LANES>(total);
+        }
 }
 
 enum Join { MULTIPLY, PUT, ADD };
@@ -182,17 +215,30 @@ SF_INLINE void outer_of(int64_t count, const float *dz, const float *x, int64_t 
 }
 
 // dW of a layer with INPUTS <= NARROW inputs: vectors run along the outputs.
+template <int INPUTS, int VECTORS>
+void narrow_panel(const float *dz, const float *x, int64_t rows, int64_t outputs, float *dweight) {
+    vec sums[INPUTS][VECTORS] = {};
+    for (int64_t row = 0; row < rows; ++row)
+        SF_UNROLL
+        for (int j = 0; j < VECTORS; ++j) {
+            const vec d = load(dz + row * PANEL + j * LANES);
+            SF_UNROLL
+            for (int k = 0; k < INPUTS; ++k) sums[k][j] += x[row * PANEL + k] * d;
+        }
+    for (int k = 0; k < INPUTS; ++k)
+        for (int64_t n = 0; n < outputs; ++n) dweight[n * PANEL + k] += sums[k][n / LANES][n % LANES];
+}
+
 template <int INPUTS>
 void narrow_gradient(const SfLayer &layer, const float *dz, const float *x, int64_t tile, int64_t rows,
                      float *dweight) {
-    for (int64_t first = 0; first < layer.out; first += LANES) {
-        const float *d = dz + first / PANEL * tile * PANEL + first % PANEL;
-        vec sums[INPUTS] = {};
-        for (int64_t row = 0; row < rows; ++row)
-            SF_UNROLL
-            for (int k = 0; k < INPUTS; ++k) sums[k] += x[row * PANEL + k] * load(d + row * PANEL);
-        for (int64_t n = first; n < least(layer.out, first + LANES); ++n)
-            for (int k = 0; k < INPUTS; ++k) dweight[n * PANEL + k] += sums[k][n - first];
+    for (int64_t panel = 0; panel < layer.out_panels; ++panel) {
+        const float *d = dz + panel * tile * PANEL;
+        const int64_t outputs = least(PANEL, layer.out - panel * PANEL);
+        if (half_empty(layer.out, panel))
+            narrow_panel<INPUTS, 1>(d, x, rows, outputs, dweight + panel * PANEL * PANEL);
+        else
+            narrow_panel<INPUTS, 2>(d, x, rows, outputs, dweight + panel * PANEL * PANEL);
     }
 }
 
@@ -280,7 +326,11 @@ void sweep(const SfTask *task, const SfScratch *scratch, int64_t first, int64_t 
             SfGradient *gradients = s.gradients + branch * t.branch_layers;
             const SfLayer &head = layers[depth - 1];
             for (int64_t i = trunk; i + 1 < depth; ++i) forward_sine(i, layers[i]);
-            forward<LINEAR, true>(head, depth > 1 ? s.sine[depth - 2] : s.input, tile, filled, s.output, nullptr);
+            const float *features = depth > 1 ? s.sine[depth - 2] : s.input;
+            if (head.out <= NARROW)
+                narrow_linear(head, features, tile, filled, s.output);
+            else
+                forward<LINEAR, true>(head, features, tile, filled, s.output, nullptr);
             residual(t, head, branch * (head.out / t.channels), start, tile, rows, filled, s.output,
                      gradients[depth - 1].bias, s.losses);
             for (int64_t i = depth - 1; i >= trunk && i >= t.lowest; --i) {

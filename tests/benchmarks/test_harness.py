@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import report
+from benchmarks import bench_fit, fits, report
 from benchmarks.cases import CASES, Case, Problem
+from benchmarks.fits import FitCase
 from benchmarks.harness import ParityError, check_parity, machine, row, truth_of
 from benchmarks.providers import compiled, providers
 
@@ -56,17 +57,46 @@ def test_rows_and_tables(tmp_path: Path) -> None:
     assert (ours["median_ms"], ours["p20_ms"], ours["p80_ms"]) == (2.0, 1.0, 4.0)
     assert ours["sgemm_share"] == pytest.approx(case.flops / 0.002 / 1e9 / 100)
     result = {"benchmarks": [{"stats": {}, "extra_info": {"machine": machine(), "rows": [other, ours]}}]}
-    table = report.markdown(report.rows_alone(result))
+    table = report.markdown(report.rows_alone(result), "step")
     assert "| one | **strainer_fast** | 2 | 2.0 (1.0 to 4.0) | 1.00 |" in table
     assert "| one | slow | 2 | 8.0 (8.0 to 8.0) | 4.00 |" in table
+    rows = [{"case": "f", "provider": p, "threads": 2, "fits_per_s": r, "lowest": r / 2, "highest": 2 * r}
+            for p, r in (("loop", 2.0), ("strainer_fast", 50.0))]  # fmt: skip
+    result["benchmarks"].append({"extra_info": {"machine": machine(), "suite": "fits", "rows": rows}})
+    assert "| f | loop | 2 | 2.00 (1.00 to 4.00) | 25.0 |" in report.markdown(result, "fits")
+    assert report.markdown(result, "sizes") == ""
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    report.update(page, table)
-    report.update(page, table)
-    assert page.read_text() == f"before\n{report.BEGIN}\n{table}\n{report.END}\nafter\n"
+    begin, end = "<!-- step table: begin -->", "<!-- step table: end -->"
+    page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    for _ in range(2):
+        report.update(page, result)
+    assert page.read_text() == f"before\n{begin}\n{table}\n{end}\nafter\n"
 
 
-def test_readme_shows_the_committed_results() -> None:
+def test_the_pages_show_the_committed_results() -> None:
     root = Path(__file__).parents[2]
     result = json.loads((root / "benchmarks" / "results" / "cpu.json").read_text())
-    assert report.markdown(result) in (root / "README.md").read_text()
+    for suite, page in (("step", "README.md"), ("fits", "README.md"), ("sizes", "docs/native.md")):
+        table = report.markdown(result, suite)
+        assert table
+        assert table in (root / page).read_text()
+
+
+def test_ways_to_fit_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = FitCase("tiny", 8, 8, 3, 1, 20)
+    losses = [build(case)(3) for build, _, _ in bench_fit.PROVIDERS.values()]
+    for other in losses[1:]:
+        torch.testing.assert_close(losses[0], other, rtol=1e-3, atol=0)
+    bench_fit.check_gate(case)
+    wrong = {**bench_fit.PROVIDERS, "wrong": (lambda case: lambda num: fits.ours(case)(num) * 1.01, 1, 1)}
+    monkeypatch.setattr(bench_fit, "PROVIDERS", wrong)
+    with pytest.raises(ParityError, match="wrong: PSNR after 100 steps off by"):
+        bench_fit.check_gate(case)
+
+
+def test_processes_of_loops() -> None:
+    pair = fits.LoopProcesses(FitCase("tiny", 8, 8, 3, 1, 2), 2)
+    try:
+        assert pair.seconds(1) > 0
+    finally:
+        pair.close()
