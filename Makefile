@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest -q
+ENGINE := $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h kernels/cpu/*.inl)
 # Compilers of other packages warn about themselves, which is not for us to judge.
 BENCH := mkdir -p benchmarks/results && $(PYTEST) benchmarks -W ignore --benchmark-columns=median,rounds
 
-.PHONY: demo test test-main test-interpreter test-aot check check-long lint bench bench-quick keep-bench readme-table dev clean
+.PHONY: demo test test-main test-interpreter test-aot test-sanitized check check-long lint bench bench-quick keep-bench readme-table dev clean
 
 demo: $(STAMP)
 	$(BIN)/strainer-fast demo --out demo
@@ -31,8 +32,18 @@ lint: $(STAMP)
 
 check: lint test
 
-check-long: check
+check-long: check test-sanitized
 	$(PYTEST) -m long --ignore=tests/kernels --ignore=tests/aot
+
+# The native engine's C++ alone, under the sanitizers of memory, undefined behaviour and threads.
+ENGINE_TEST := $(CXX) -std=c++17 -O2 -g -ffp-contract=fast -fno-math-errno -pthread kernels/cpu/*.cpp tests/native/engine_test.cpp
+
+test-sanitized:
+	mkdir -p build
+	$(ENGINE_TEST) -fsanitize=address,undefined -fno-sanitize-recover=all -o build/engine_test_memory
+	./build/engine_test_memory
+	$(ENGINE_TEST) -fsanitize=thread -o build/engine_test_threads
+	./build/engine_test_threads
 
 bench: $(STAMP)
 	$(BENCH) --benchmark-json=benchmarks/results/latest.json
@@ -53,7 +64,7 @@ readme-table: $(STAMP)
 dev: $(STAMP)
 
 # The link lets type checkers and editors find strainer_fast.kernels; an install must not see it.
-$(STAMP): pyproject.toml setup.py constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt $(ENGINE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	rm -f strainer_fast/kernels
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"

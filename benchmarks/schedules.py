@@ -1,6 +1,7 @@
 """How the one-pass sweep might be scheduled on a CPU, measured: `python -m benchmarks.schedules`.
 
-`--profile` prints instead where the time of a step goes, by PyTorch operation and shape.
+`--profile` prints instead where the time of a step goes, by PyTorch operation and shape; `--native` the native engine's
+tile sizes at widths 64, 256 and 512.
 
 Variants, interleaved: threaded products over tiles of several sizes (what `ops.tiled` does), and one tile per thread
 with single-threaded products (Python threads that sweep a part of the points each; PyTorch's calls release the GIL).
@@ -9,19 +10,21 @@ with single-threaded products (Python threads that sweep a part of the points ea
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from benchmarks.cases import CASES, Problem
+from benchmarks.cases import CASES, Case, Problem
 from benchmarks.harness import check_parity, machine, sgemm, truth_of
 from benchmarks.providers import Result, Step, eager
-from strainer_fast.ops import tiled
+from strainer_fast.ops import native, tiled
 
 TILES = (256, 512, 1024, 2048, 4096, 8192)
 TILES_PER_THREAD = (128, 256, 512)
+NATIVE_TILES = (42, 70, 98, 140, 224, 336)
 
 
 def threaded_products(problem: Problem, tile: int) -> Step:
@@ -87,12 +90,33 @@ def profile(step: Step, steps: int = 5) -> None:
         print(f"{event.self_cpu_time_total / steps / 1e3:8.1f} ms  {event.count // steps:4} x {event.key} {shapes}")
 
 
+def native_tiles(rounds: int) -> None:
+    """One line per width and number of threads: milliseconds by tile."""
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for width in (64, 256, 512):
+            p = Problem.of(Case("", 178, width, 6))
+            data = [t.detach() for t in p.parameters]
+            everything = [True] * len(data)
+            steps: dict[str, Step] = {}
+            for tile in NATIVE_TILES:
+                sweep = functools.partial(native.sweep, p.points, p.values, data, p.omegas, everything, tile=tile)
+                steps[f"{tile}"] = lambda sweep=sweep: (sweep().losses, [])  # type: ignore[misc]
+            found = measure(steps, rounds)
+            by_tile = ", ".join(f"{tile} points {milliseconds:.1f} ms" for tile, milliseconds in found.items())
+            print(f"width {width}, {threads} threads: {by_tile}")
+
+
 def main() -> None:
     """Prints one line per variant for the 178x178 case on two threads."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--native", action="store_true")
     arguments = parser.parse_args()
+    if arguments.native:
+        native_tiles(arguments.rounds)
+        return
     case = next(c for c in CASES if c.name == "178x178, 5x256")
     torch.set_num_threads(case.threads)
     problem = Problem.of(case)

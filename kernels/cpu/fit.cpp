@@ -4,51 +4,8 @@
 #include <chrono>
 #include <cmath>
 
+#include "interface.h"
 #include "memory.h"
-
-extern "C" {
-
-// Why a network stopped; 0: it has not.
-enum SfReason { SF_RUNNING = 0, SF_TARGET = 1, SF_BUDGET = 2, SF_NON_FINITE = 3, SF_DIVERGED = 4 };
-
-// N independent networks of one shape. Parameters and states are arrays of pointers [2 * num_layers]: weight and bias of
-// each layer, stacked [N, out, in] and [N, out], contiguous, updated in place.
-struct SfFit {
-    int64_t num_points, num_signals, channels, num_layers;
-    const int64_t *widths;        // [num_layers + 1]
-    const float *omegas;          // [num_layers]; the head's is 1
-    const float *points;          // [P, in]
-    const float *values;          // [N, P, C]
-    float *const *parameters;
-    float *const *exp_avg;
-    float *const *exp_avg_sq;
-    int64_t frozen;               // the first layers that keep their weights
-
-    int64_t num_rows;             // the queue: which networks run in this call, each once
-    const int64_t *rows;
-    int64_t until;                // step whose loss this call measures last, in a network that has not stopped
-    int64_t budget;               // step at which a network stops; at least `until`
-    const float *learning_rates;  // [budget]
-    double beta1, beta2, eps;
-    const double *target_mse;     // [N]; a network stops at a check with an error at most this; negative: none
-    int64_t check_every;
-    double guard;                 // an error above this times the best one at a check is a spike; 0: no guard
-
-    int64_t *step;                // [N] in and out: steps done
-    int64_t *adam_step;           // [N] in and out: steps since the optimiser's state was zero
-    float *scale;                 // [N] in and out: of the learning rate
-    double *best_mse;             // [N] in and out: at the best check so far
-    float *const *best;           // parameters there; arrays of null without a guard
-    int64_t *rollbacks;           // [N] in and out
-
-    float *mse;                   // [N, budget + 1] out: before step t; written from `step` on
-    int64_t *measured;            // [N] out: entries of `mse` that belong to the fit
-    int64_t *reason;              // [N] out
-    double *seconds;              // [N] out: since the call began
-    int64_t threads;
-    const char *kernels;
-};
-}
 
 namespace {
 
@@ -258,7 +215,6 @@ class Worker {
 
 extern "C" {
 
-// 0: done; 1: these kernels are not here; 2: no memory or no thread.
 int sf_fit(const SfFit *fit) {
     const SfKernels *kernels = find_kernels(fit->kernels);
     if (!kernels) return 1;

@@ -35,16 +35,20 @@ SfLayer allocate_layer(Arena &arena, const SfKernels &kernels, int64_t in, int64
 }
 
 void pack_layer(const SfKernels &kernels, SfLayer &layer, const float *weight, const float *bias, float omega) {
-    const int64_t panel = kernels.panel;
+    const int64_t panel = kernels.panel, in = layer.in, out = layer.out;
     layer.weight_reach = layer.bias_reach = 0;
-    for (int64_t n = 0; n < layer.out; ++n) {
-        float *forward = layer.forward + n / panel * layer.in * panel + n % panel;
+    for (int64_t n = 0; n < out; ++n) {
+        const float *row = weight + n * in;
+        float *forward = layer.forward + n / panel * in * panel + n % panel;
         float reach = 0;
-        for (int64_t k = 0; k < layer.in; ++k) {
-            const float w = omega * weight[n * layer.in + k];
-            forward[k * panel] = w;
-            layer.backward[(k / panel * layer.out + n) * panel + k % panel] = w;
-            reach += std::fabs(w);
+        for (int64_t first = 0; first < in; first += panel) {
+            float *backward = layer.backward + (first / panel * out + n) * panel;
+            for (int64_t k = 0; k < std::min(panel, in - first); ++k) {
+                const float w = omega * row[first + k];
+                forward[(first + k) * panel] = w;
+                backward[k] = w;
+                reach += std::fabs(w);
+            }
         }
         layer.bias[n] = omega * bias[n];
         // Written so that NaN is kept: a layer with NaN is not bounded.
@@ -63,8 +67,8 @@ SfScratch allocate_scratch(Arena &arena, const SfKernels &kernels, const SfTask 
     SfScratch scratch = {};
     const int64_t depth = task.num_trunk + task.branch_layers, row = tile * kernels.panel;
     scratch.input = arena.floats(ceil_div(task.dims, kernels.panel) * row);
-    scratch.sine = reinterpret_cast<float **>(arena.floats(2 * depth));
-    scratch.slope = reinterpret_cast<float **>(arena.floats(2 * depth));
+    scratch.sine = arena.pointers(depth);
+    scratch.slope = arena.pointers(depth);
     for (int64_t i = 0; i + 1 < depth; ++i) {
         scratch.sine[i] = arena.floats(task.layers[i].out_panels * row);
         if (i >= task.lowest) scratch.slope[i] = arena.floats(task.layers[i].out_panels * row);

@@ -1,6 +1,7 @@
 // Memory and threads of the engine. Not included by the files compiled for an instruction set: inline functions of the
 // standard library must exist for the plain CPU only.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <exception>
@@ -17,21 +18,22 @@ class Arena {
     Arena(const Arena &) = delete;
     Arena &operator=(const Arena &) = delete;
     ~Arena() {
-        for (float *block : blocks_) ::operator delete(block, std::align_val_t(64));
+        for (void *block : blocks_) ::operator delete(block, std::align_val_t(64));
     }
 
-    float *floats(int64_t count) {
-        // A vector more than asked for: the last panel may be read to its end.
-        const std::size_t bytes = (static_cast<std::size_t>(count) + 64) * sizeof(float);
-        blocks_.reserve(blocks_.size() + 1);
-        float *block = static_cast<float *>(::operator new(bytes, std::align_val_t(64)));
-        blocks_.push_back(block);
-        std::memset(block, 0, bytes);
-        return block;
-    }
+    float *floats(int64_t count) { return static_cast<float *>(zeros(count, sizeof(float))); }
+    float **pointers(int64_t count) { return static_cast<float **>(zeros(count, sizeof(float *))); }
 
    private:
-    std::vector<float *> blocks_;
+    void *zeros(int64_t count, std::size_t size) {
+        const std::size_t bytes = std::max<std::size_t>(static_cast<std::size_t>(count) * size, 1);
+        blocks_.reserve(blocks_.size() + 1);
+        void *block = ::operator new(bytes, std::align_val_t(64));
+        blocks_.push_back(block);
+        return std::memset(block, 0, bytes);
+    }
+
+    std::vector<void *> blocks_;
 };
 
 // Calls work(0) ... work(count - 1), each on a thread of its own, the first on this one.

@@ -17,7 +17,7 @@ SF_INLINE void store(float *p, vec v) { __builtin_memcpy(p, &v, sizeof v); }
 SF_INLINE vec splat(float x) { return vec{} + x; }
 
 #if SF_HAS_FMA
-// With a fused multiply-add n * fl(pi/2) is subtracted exactly; the count n of quarter turns is right below 2^22.
+// With a fused multiply-add (-ffp-contract=fast) n * fl(pi/2) is subtracted exactly; the count n of quarter turns is right below 2^22.
 constexpr float SINE_LIMIT = 1e6f;
 #else
 constexpr float SINE_LIMIT = 1e4f;

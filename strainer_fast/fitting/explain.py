@@ -39,7 +39,7 @@ def explain(
     network = architecture or Architecture()
     where = choose_device(device)
     lines = [f"steps: {explain_step(implementation, where)}"]
-    native = choose(implementation, where).name == "native"
+    native = choose(implementation, where, whole_fits=True).name == "native"
     for shape in shapes:
         if len(shape) < 2:
             raise bad_input("shapes", "samples per axis and then channels, (28, 28, 1)", shape, "Add the channels.")

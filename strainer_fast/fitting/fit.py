@@ -94,7 +94,8 @@ def fit(
     network = start_from.architecture if isinstance(start_from, Encoder) else start_from
     in_features = _check_dimensions(signals, start_from)
     check_start(recipe.start, start_from, [s.channels for s in signals])
-    stacks = _stacks(signals, network, chosen, recipe)
+    small_too = choose(implementation, where, whole_fits=True).name == "native"
+    stacks = _stacks(signals, network, recipe, small_too)
     for stack, _ in stacks:
         engine.check_memory(chosen, signals[stack[0]], len(stack), False, network, where)
     settings = {
@@ -260,7 +261,7 @@ def _check_dimensions(signals: Sequence[Signal], init: Encoder | Architecture) -
 
 
 def _stacks(
-    signals: Sequence[Signal], network: Architecture, implementation: str, recipe: Recipe
+    signals: Sequence[Signal], network: Architecture, recipe: Recipe, small_too: bool
 ) -> list[tuple[list[int], bool]]:
     """(indices of signals that run together, whether by `ops.fit_small`): same shape and channels, a bounded size."""
     groups: dict[tuple[int, ...], list[int]] = {}
@@ -270,7 +271,7 @@ def _stacks(
     for indices in groups.values():
         first = signals[indices[0]]
         points = first.samples().shape[0]
-        is_small = implementation == "native" and (
+        is_small = small_too and (
             small.ruled_out(recipe, network, len(first.shape), first.channels, points) is None
         )
         size = max(1, STACK_ELEMENTS // (points * network.hidden_features))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from strainer_fast._checks import bad_input, check_choice
+from strainer_fast.kernels import cpu
 
 IMPLEMENTATIONS = ("native", "tiled", "torch")
 """What this version can run, fastest first."""
@@ -20,8 +21,10 @@ class Choice:
     reason: str
 
 
-def choose(implementation: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Choice:
-    """Turn "auto" or a name into the implementation that runs.
+def choose(
+    implementation: str, device: torch.device, dtype: torch.dtype = torch.float32, *, whole_fits: bool = False
+) -> Choice:
+    """Turn "auto" or a name into the implementation that runs steps, or `whole_fits` of small networks.
 
     Raises InputError for a name this version does not have, and for one that cannot run here; nothing asked for by name
     is replaced silently.
@@ -33,9 +36,6 @@ def choose(implementation: str, device: torch.device, dtype: torch.dtype = torch
         if implementation == "native":
             raise bad_input("implementation", "'native' on the CPU", f"device {device}", "Use 'auto'.")
         return Choice("torch", f"plain PyTorch with autograd: this version has no kernels for {device.type}")
-    # Here, not above: importing the package does not load the library.
-    from strainer_fast.kernels import cpu
-
     level = cpu.level()
     if implementation == "native":
         if level is None:
@@ -45,7 +45,7 @@ def choose(implementation: str, device: torch.device, dtype: torch.dtype = torch
         return Choice("native", f"asked for by name; {level} kernels")
     if level is None:
         why = f"the native engine is {cpu.missing()}"
-    elif level == "portable":
+    elif level == "portable" and not whole_fits:
         why = "the native engine has no fast kernels for this CPU, which lacks AVX2"
     elif dtype != torch.float32:
         why = f"the native engine is for float32, not {str(dtype).removeprefix('torch.')}"

@@ -1,0 +1,82 @@
+"""Where the native engine's cycles go: `python -m benchmarks.native_profile` (Linux, needs perf).
+
+Runs training steps and whole fits in a process of their own under `perf record` and prints each function's share of the
+engine's samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from benchmarks.cases import CASES, Problem
+from benchmarks.fits import FIT_CASES, ours
+from benchmarks.providers import ours as step_of
+
+PARTS = {  # function in kernels/cpu/tile.inl -> what it does
+    "forward_panel": "forward products, bias, sine and cosine",
+    "backward_panel": "products back to the features, cosine, bias gradients",
+    "outer": "weight gradients",
+    "weight_gradient": "weight gradients of the first layer",
+    "sweep": "linear head of few outputs, residual, placing points",
+    "pack_layer": "packing weights",
+    "fold": "packing weights",
+    "adam": "Adam",
+}
+
+
+def run(what: str) -> None:
+    """The work that is profiled, on one thread."""
+    torch.set_num_threads(1)
+    if what == "fits":
+        ours(FIT_CASES[0])(256)
+    else:
+        step = step_of(Problem.of(next(c for c in CASES if c.name == "178x178, 5x256")))
+        for _ in range(20):
+            step()
+
+
+def shares(what: str) -> Counter[str]:
+    """Share of the engine's samples by part, in percent."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = str(Path(folder) / "perf.data")
+        command = ["perf", "record", "-q", "-o", data, sys.executable, "-m", "benchmarks.native_profile", "--run", what]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        report = subprocess.run(
+            ["perf", "report", "-i", data, "--stdio", "--sort", "dso,symbol"], capture_output=True, text=True, check=True
+        ).stdout
+    found: Counter[str] = Counter()
+    for share, symbol in re.findall(r"^\s*([\d.]+)%\s+_engine\S*\s+\[\.\] (.*)$", report, re.MULTILINE):
+        name = re.search(r"(?:::|^)(\w+)(?:<[^(]*>)?\(|^(\w+)$", symbol.strip())
+        part = PARTS.get((name[1] or name[2]) if name else "", "the rest")
+        found[part] += float(share)
+    total = sum(found.values())
+    return Counter({part: 100 * share / total for part, share in found.items()})
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", choices=("step", "fits"))
+    arguments = parser.parse_args()
+    if arguments.run is not None:
+        run(arguments.run)
+        return
+    if shutil.which("perf") is None:
+        sys.exit("perf: not found. It comes with the kernel's tools (linux-perf, linux-tools).")
+    for what, title in (("step", "a step of 178x178, 5x256"), ("fits", f"fits of {FIT_CASES[0].name}")):
+        print(f"{title}, one thread, percent of the engine's samples:")
+        for part, share in shares(what).most_common():
+            print(f"  {share:5.1f}  {part}")
+
+
+if __name__ == "__main__":
+    main()
