@@ -51,13 +51,15 @@ def shares(what: str) -> Counter[str]:
         command = ["perf", "record", "-q", "-o", data, sys.executable, "-m", "benchmarks.native_profile", "--run", what]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         report = subprocess.run(
-            ["perf", "report", "-i", data, "--stdio", "--sort", "dso,symbol"], capture_output=True, text=True, check=True
+            ["perf", "report", "-i", data, "--stdio", "--sort", "dso,symbol"],
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
     found: Counter[str] = Counter()
     for share, symbol in re.findall(r"^\s*([\d.]+)%\s+_engine\S*\s+\[\.\] (.*)$", report, re.MULTILINE):
-        name = re.search(r"(?:::|^)(\w+)(?:<[^(]*>)?\(|^(\w+)$", symbol.strip())
-        part = PARTS.get((name[1] or name[2]) if name else "", "the rest")
-        found[part] += float(share)
+        name = re.match(r"(?:void )?(\w+)", symbol.replace("(anonymous namespace)::", ""))
+        found[PARTS.get(name[1] if name else "", "the rest")] += float(share)
     total = sum(found.values())
     return Counter({part: 100 * share / total for part, share in found.items()})
 

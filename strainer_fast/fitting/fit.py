@@ -271,9 +271,7 @@ def _stacks(
     for indices in groups.values():
         first = signals[indices[0]]
         points = first.samples().shape[0]
-        is_small = small_too and (
-            small.ruled_out(recipe, network, len(first.shape), first.channels, points) is None
-        )
+        is_small = small_too and (small.ruled_out(recipe, network, len(first.shape), first.channels, points) is None)
         size = max(1, STACK_ELEMENTS // (points * network.hidden_features))
         if is_small:
             size = max(size, small.NETWORKS_PER_THREAD * torch.get_num_threads())
