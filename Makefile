@@ -66,10 +66,10 @@ dev: $(STAMP)
 # The link lets type checkers and editors find strainer_fast.kernels; an install must not see it.
 $(STAMP): pyproject.toml setup.py constraints.txt $(ENGINE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	rm -f strainer_fast/kernels
+	rm -f strainer_fast/kernels kernels/cpu/*.so
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	ln -s ../kernels strainer_fast/kernels
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache strainer_fast/kernels
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache strainer_fast/kernels kernels/cpu/*.so

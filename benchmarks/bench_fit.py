@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
@@ -41,11 +42,11 @@ def check_gate(case: FitCase) -> None:
 @pytest.mark.parametrize("case", [pytest.param(c, id=c.name) for c in FIT_CASES])
 def test_fits_per_second(benchmark: Any, case: FitCase) -> None:
     """Checks every provider, then measures them in turn."""
-    threads = torch.get_num_threads()
-    try:
+    with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
         check_gate(case)
         runs: dict[str, Fit] = {name: build(case) for name, (build, _, _) in PROVIDERS.items()}
-        pair = LoopProcesses(case, 2)
+        pair = stack.enter_context(closing(LoopProcesses(case, 2)))
         rates: dict[str, list[float]] = {name: [] for name in (*PROVIDERS, "Python loop, 2 processes")}
 
         def others() -> None:
@@ -75,6 +76,3 @@ def test_fits_per_second(benchmark: Any, case: FitCase) -> None:
             for name, each in rates.items()
         ]
         benchmark.extra_info.update(machine=machine(), suite="fits", rows=rows)
-        pair.close()
-    finally:
-        torch.set_num_threads(threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -37,12 +38,18 @@ class FitCase:
 
     def data(self, num: int) -> tuple[Tensor, Tensor, list[Tensor], tuple[float, ...]]:
         """Points, values, parameters by SIREN's rules, omegas: real images, shifted where more are asked for."""
-        images = sf.signals.samples("photos", size=self.size)
+        images = _images(self.size)
         stack = sf.BatchedSiren(num, 2, self.width, self.num_layers, self.channels)
         stack.reset_parameters(torch.Generator().manual_seed(0))
         chosen = [images[n % len(images)].values.roll(n // len(images), 0)[..., : self.channels] for n in range(num)]
         values = torch.stack(chosen).reshape(num, -1, self.channels)
         return sf.signals.grid((self.size, self.size)), values, [p.detach() for p in stack.parameters()], stack.omegas
+
+
+@functools.cache
+def _images(size: int) -> list[sf.Signal]:
+    """Decoded once: it is not what is measured."""
+    return sf.signals.samples("photos", size=size)
 
 
 FIT_CASES = (

@@ -20,7 +20,8 @@ from torch import Tensor
 from benchmarks.cases import Case, Problem
 from benchmarks.providers import Result, Step
 from strainer_fast import __version__
-from strainer_fast.ops import losses_and_gradients
+from strainer_fast.kernels import cpu as native
+from strainer_fast.ops import choose, losses_and_gradients
 
 TOLERANCE = 1e-4
 """Largest relative error, by norm, of losses and of each gradient against autograd in float64."""
@@ -120,6 +121,7 @@ def machine() -> dict[str, str]:
         "torch": torch.__version__,
         "strainer_fast": __version__,
         "commit": git.stdout.strip() or "unknown",
+        "engine": f"{choose('auto', torch.device('cpu')).name} {native.level() or ''}".strip(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
 

@@ -29,7 +29,7 @@ def markdown(result: dict[str, Any], suite: str) -> str:
     what = "fits of whole signals" if suite == "fits" else "a step is forward, loss and backward"
     lines = [
         f"{machine['cpu']}, torch {machine['torch']}, Python {machine['python']}, commit {machine['commit']}, "
-        f"{machine['date']}. Medians of interleaved rounds; {what}.",
+        f"{machine['date']}; strainer_fast is its {machine['engine']} engine. Medians of interleaved rounds; {what}.",
         "",
         *(_fit_rows(benchmarks) if suite == "fits" else _step_rows(benchmarks)),
     ]

@@ -9,85 +9,26 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from .loading import LEVELS, address, addresses, available, call, chosen, forced, level, library, missing
+from .interface import Fit, Sweep
+from .loading import (
+    LEVELS,
+    address,
+    addresses,
+    available,
+    call,
+    chosen,
+    forced,
+    level,
+    library,
+    missing,
+    pointer,
+    reals,
+    sizes,
+)
 
 __all__ = ["LEVELS", "available", "fit", "forced", "level", "library", "missing", "sincos", "sweep"]
-
-_int, _real, _pointer = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
-
-
-class Sweep(ctypes.Structure):
-    """SfSweep of sweep.cpp."""
-
-    _fields_ = [
-        ("num_points", _int),
-        ("num_signals", _int),
-        ("channels", _int),
-        ("num_layers", _int),
-        ("num_shared", _int),
-        ("widths", _pointer),
-        ("weights", _pointer),
-        ("biases", _pointer),
-        ("omegas", _pointer),
-        ("points", _pointer),
-        ("values", _pointer),
-        ("value_strides", _int * 3),
-        ("point_weights", _pointer),
-        ("point_weight_strides", _int * 2),
-        ("scale", _pointer),
-        ("dweights", _pointer),
-        ("dbiases", _pointer),
-        ("dpoints", _pointer),
-        ("losses", _pointer),
-        ("tile", _int),
-        ("threads", _int),
-        ("kernels", ctypes.c_char_p),
-    ]
-
-
-class Fit(ctypes.Structure):
-    """SfFit of fit.cpp."""
-
-    _fields_ = [
-        ("num_points", _int),
-        ("num_signals", _int),
-        ("channels", _int),
-        ("num_layers", _int),
-        ("widths", _pointer),
-        ("omegas", _pointer),
-        ("points", _pointer),
-        ("values", _pointer),
-        ("parameters", _pointer),
-        ("exp_avg", _pointer),
-        ("exp_avg_sq", _pointer),
-        ("frozen", _int),
-        ("num_rows", _int),
-        ("rows", _pointer),
-        ("until", _int),
-        ("budget", _int),
-        ("learning_rates", _pointer),
-        ("beta1", _real),
-        ("beta2", _real),
-        ("eps", _real),
-        ("target_mse", _pointer),
-        ("check_every", _int),
-        ("guard", _real),
-        ("step", _pointer),
-        ("adam_step", _pointer),
-        ("scale", _pointer),
-        ("best_mse", _pointer),
-        ("best", _pointer),
-        ("rollbacks", _pointer),
-        ("mse", _pointer),
-        ("measured", _pointer),
-        ("reason", _pointer),
-        ("seconds", _pointer),
-        ("threads", _int),
-        ("kernels", ctypes.c_char_p),
-    ]
 
 
 def sweep(
@@ -108,10 +49,10 @@ def sweep(
     tile: int = 0,
 ) -> None:
     """One training step; all but `values` and `point_weights` contiguous. The GIL is released meanwhile."""
-    widths = torch.tensor([points.shape[1], *(w.shape[-2] for w in weights)])
-    each = torch.tensor(omegas)
-    tensors = [addresses(list(group)) for group in (weights, biases, dweights, dbiases)]
-    of_layers = [ctypes.cast(pointers, ctypes.c_void_p) for pointers in tensors]
+    widths = sizes([points.shape[1], *(w.shape[-2] for w in weights)])
+    each = reals(omegas)
+    tensors = [addresses(group) for group in (weights, biases, dweights, dbiases)]
+    of_layers = [pointer(each_layer) for each_layer in tensors]
     weighting = (0, 0) if point_weights is None else point_weights.stride()
     task = Sweep(
         points.shape[0],
@@ -119,15 +60,15 @@ def sweep(
         values.shape[2],
         len(weights),
         num_shared,
-        widths.data_ptr(),
+        pointer(widths),
         of_layers[0],
         of_layers[1],
-        each.data_ptr(),
+        pointer(each),
         points.data_ptr(),
         values.data_ptr(),
-        (ctypes.c_int64 * 3)(*values.stride()),
+        sizes(values.stride()),
         address(point_weights),
-        (ctypes.c_int64 * 2)(*weighting),
+        sizes(weighting),
         scale.data_ptr(),
         of_layers[2],
         of_layers[3],
@@ -183,16 +124,17 @@ def fit(
     threads: int,
 ) -> None:
     """Run the networks of the queue until they stop or reach step `until`; all contiguous. Meanings: fit.cpp."""
-    widths = torch.tensor([points.shape[1], *(w.shape[1] for w in parameters[::2])])
-    each = torch.tensor(omegas)
-    tensors = [addresses(list(group)) for group in (parameters, exp_avg, exp_avg_sq, best or [None] * len(parameters))]
-    stacks = [ctypes.cast(pointers, ctypes.c_void_p) for pointers in tensors]
+    widths = sizes([points.shape[1], *(w.shape[1] for w in parameters[::2])])
+    each = reals(omegas)
+    kept: Sequence[Tensor | None] = best or [None] * len(parameters)
+    tensors = [addresses(group) for group in (parameters, exp_avg, exp_avg_sq, kept)]
+    stacks = [pointer(group) for group in tensors]
     task = Fit(
         points.shape[0],
-        *values.shape[::2],
+        values.shape[2],
         len(parameters) // 2,
-        widths.data_ptr(),
-        each.data_ptr(),
+        pointer(widths),
+        pointer(each),
         points.data_ptr(),
         values.data_ptr(),
         *stacks[:3],

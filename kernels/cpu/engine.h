@@ -50,6 +50,7 @@ struct SfScratch {
 struct SfAdam {
     float step_size;            // learning rate / (1 - beta1^t)
     float beta1, beta2, eps;
+    float rest1, rest2;         // 1 - beta1, 1 - beta2
     float correction;           // sqrt(1 - beta2^t)
     float omega;                // chain rule: gradients are those of omega * parameter
 };

@@ -60,8 +60,8 @@ class Worker {
         float *curve = f_.mse + row * (f_.budget + 1);
         int64_t reason = SF_RUNNING, step = f_.step[row];
         for (;; ++step) {
-            const bool last = step == f_.budget, check = step % f_.check_every == 0 || last;
-            const bool leave = step == f_.until && !last;
+            const bool last = step >= f_.budget, check = step % f_.check_every == 0 || last;
+            const bool leave = step >= f_.until && !last;
             const double mse = measure(!last && !leave);
             const bool finite = std::isfinite(mse);
             curve[step] = static_cast<float>(mse);
@@ -140,6 +140,9 @@ class Worker {
         adam.step_size = static_cast<float>(learning_rate * f_.scale[row] / (1 - std::pow(f_.beta1, t)));
         adam.beta1 = static_cast<float>(f_.beta1);
         adam.beta2 = static_cast<float>(f_.beta2);
+        // In double precision: 1 - float(0.999) is off by 1e-5.
+        adam.rest1 = static_cast<float>(1 - f_.beta1);
+        adam.rest2 = static_cast<float>(1 - f_.beta2);
         adam.eps = static_cast<float>(f_.eps);
         adam.correction = static_cast<float>(std::sqrt(1 - std::pow(f_.beta2, t)));
         for (int64_t i = f_.frozen; i < depth_; ++i) {
@@ -154,14 +157,18 @@ class Worker {
     // Back to the best weights with a fresh optimiser and half the learning rate, once.
     void roll_back(int64_t row) {
         load(f_.best, row, VALUE);
-        for (const State &s : states_)
-            for (int k : {EXP_AVG, EXP_AVG_SQ}) {
-                std::memset(s.weight[k], 0, sizeof(float) * s.weight_size);
-                std::memset(s.bias[k], 0, sizeof(float) * s.bias_size);
-            }
+        clear(EXP_AVG);
+        clear(EXP_AVG_SQ);
         f_.adam_step[row] = 0;
         f_.scale[row] *= 0.5f;
         ++f_.rollbacks[row];
+    }
+
+    void clear(int which) {
+        for (const State &s : states_) {
+            std::memset(s.weight[which], 0, sizeof(float) * s.weight_size);
+            std::memset(s.bias[which], 0, sizeof(float) * s.bias_size);
+        }
     }
 
     void keep_last() { copy(LAST, VALUE); }
@@ -190,6 +197,8 @@ class Worker {
     }
 
     void load(float *const *from, int64_t row, int which) {
+        // What fills the panels too: a network before this one may have left NaN there.
+        clear(which);
         each(from, row, which, [](float &mine, float &theirs) { mine = theirs; });
     }
 

@@ -34,7 +34,7 @@ enum SfReason { SF_RUNNING = 0, SF_TARGET = 1, SF_BUDGET = 2, SF_NON_FINITE = 3,
 // N independent networks of one shape. Parameters and states are arrays of pointers [2 * num_layers]: weight and bias of
 // each layer, stacked [N, out, in] and [N, out], contiguous, updated in place.
 struct SfFit {
-    int64_t num_points, num_signals, channels, num_layers;
+    int64_t num_points, channels, num_layers;
     const int64_t *widths;        // [num_layers + 1]
     const float *omegas;          // [num_layers]; the head's is 1
     const float *points;          // [P, in]
@@ -69,12 +69,12 @@ struct SfFit {
     const char *kernels;
 };
 
-// Both: 0: done; 1: these kernels are not here; 2: no memory or no thread.
+// Both: 0: done; 1: these kernels are not here; 2: no memory. At least one signal and one channel.
 int sf_sweep(const SfSweep *sweep);
 int sf_fit(const SfFit *fit);
 
-// Version of all this; Python refuses a library of another one.
-int sf_interface();
+// Version of all this, 0 for a caller whose structs have other sizes; Python refuses a library of another version.
+int sf_interface(int64_t sweep, int64_t fit);
 
 // Whether this CPU and this build have the kernels of that name.
 int sf_has_kernels(const char *name);

@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from .interface import VERSION, Fit, Sweep
+
 LEVELS = ("avx512", "avx2", "portable")
 """Instruction sets with kernels of their own, best first."""
-
-INTERFACE = 1
-"""Version of what crosses extern "C"; a library of another one is not used."""
 
 _forced: str | None = None
 
@@ -29,11 +29,12 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         return None, "not built: no C++ compiler (g++ or clang++) worked when strainer_fast was installed"
     try:
         found = ctypes.CDLL(spec.origin)
-        version = int(found.sf_interface())
+        structs = [ctypes.c_int64(ctypes.sizeof(struct)) for struct in (Sweep, Fit)]
+        version = int(found.sf_interface(*structs))
     except (OSError, AttributeError) as error:
-        return None, f"does not load: {error}"
-    if version != INTERFACE:
-        return None, f"is of another version (interface {version}, expected {INTERFACE}): install strainer_fast again"
+        return None, f"not loaded: {error}"
+    if version != VERSION:
+        return None, f"of another version (interface {version}, expected {VERSION}): install strainer_fast again"
     return found, ""
 
 
@@ -65,7 +66,7 @@ def level() -> str | None:
 
 @contextmanager
 def forced(name: str) -> Iterator[None]:
-    """Within, this level runs whatever the CPU could do; for tests and measurements.
+    """Within, this level runs whatever the CPU could do; for tests and measurements, of the whole process.
 
     Raises ValueError for a level that is not available.
     """
@@ -92,6 +93,21 @@ def address(tensor: Tensor | None) -> int | None:
 def addresses(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
     """An array of pointers, null for none."""
     return (ctypes.c_void_p * len(tensors))(*[address(t) for t in tensors])
+
+
+def sizes(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+    """An array of int64; not a tensor, whose dtype and device have defaults that callers change."""
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+def reals(values: Sequence[float]) -> ctypes.Array[ctypes.c_float]:
+    """An array of float32."""
+    return (ctypes.c_float * len(values))(*values)
+
+
+def pointer(array: ctypes.Array[Any]) -> ctypes.c_void_p:
+    """To the first element; the array must outlive it."""
+    return ctypes.cast(array, ctypes.c_void_p)
 
 
 def call(function: str, *arguments: object) -> None:

@@ -3,6 +3,8 @@
 #pragma once
 #include <algorithm>
 #include <atomic>
+#include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <new>
@@ -18,7 +20,7 @@ class Arena {
     Arena(const Arena &) = delete;
     Arena &operator=(const Arena &) = delete;
     ~Arena() {
-        for (void *block : blocks_) ::operator delete(block, std::align_val_t(64));
+        for (void *block : blocks_) std::free(block);
     }
 
     float *floats(int64_t count) { return static_cast<float *>(zeros(count, sizeof(float))); }
@@ -26,11 +28,12 @@ class Arena {
 
    private:
     void *zeros(int64_t count, std::size_t size) {
-        const std::size_t bytes = std::max<std::size_t>(static_cast<std::size_t>(count) * size, 1);
-        blocks_.reserve(blocks_.size() + 1);
-        void *block = ::operator new(bytes, std::align_val_t(64));
-        blocks_.push_back(block);
-        return std::memset(block, 0, bytes);
+        blocks_.push_back(nullptr);
+        // Aligned by hand: an aligned `new` needs a recent macOS.
+        void *block = std::calloc(static_cast<std::size_t>(count) * size + 64, 1);
+        if (!block) throw std::bad_alloc();
+        blocks_.back() = block;
+        return reinterpret_cast<void *>((reinterpret_cast<std::uintptr_t>(block) + 63) / 64 * 64);
     }
 
     std::vector<void *> blocks_;

@@ -170,9 +170,10 @@ int sf_sweep(const SfSweep *sweep) {
         if (s.num_shared > 0 || s.num_signals == 1) {
             Pass(s, *kernels, s.num_signals, threads).run(0);
         } else if (s.num_signals >= threads && !s.dpoints) {
-            in_parallel(threads, [&](int64_t t) {
+            std::atomic<int64_t> next{0};
+            in_parallel(threads, [&](int64_t) {
                 Pass pass(s, *kernels, 1, 1);
-                for (int64_t n = s.num_signals * t / threads; n < s.num_signals * (t + 1) / threads; ++n) pass.run(n);
+                for (int64_t n = next++; n < s.num_signals; n = next++) pass.run(n);
             });
         } else {
             Pass pass(s, *kernels, 1, threads);
@@ -184,7 +185,7 @@ int sf_sweep(const SfSweep *sweep) {
     return 0;
 }
 
-int sf_interface() { return 1; }
+int sf_interface(int64_t sweep, int64_t fit) { return sweep == sizeof(SfSweep) && fit == sizeof(SfFit) ? 2 : 0; }
 
 int sf_has_kernels(const char *name) { return find_kernels(name) != nullptr; }
 

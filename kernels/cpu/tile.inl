@@ -393,11 +393,13 @@ void adam(float *parameter, float *exp_avg, float *exp_avg_sq, const float *grad
     const SfAdam a = *settings;
     for (int64_t i = 0; i < count; i += LANES) {
         const vec g = load(gradient + i) * a.omega;
-        const vec m = load(exp_avg + i) * a.beta1 + g * (1.0f - a.beta1);
-        const vec v = load(exp_avg_sq + i) * a.beta2 + g * g * (1.0f - a.beta2);
+        const vec m = load(exp_avg + i) * a.beta1 + g * a.rest1;
+        const vec v = load(exp_avg_sq + i) * a.beta2 + g * g * a.rest2;
         store(exp_avg + i, m);
         store(exp_avg_sq + i, v);
-        store(parameter + i, load(parameter + i) - a.step_size * m / (square_root(v) / a.correction + a.eps));
+        const vec step = a.step_size * m / (square_root(v) / a.correction + a.eps);
+        // With eps = 0, 0 / 0 must not spoil what only fills a panel.
+        store(parameter + i, load(parameter + i) - (m == 0.0f ? vec{} : step));
     }
 }
 

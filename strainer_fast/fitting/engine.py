@@ -17,9 +17,11 @@ from strainer_fast.ops.tiled import MIN_TILE, TILE_ELEMENTS
 from strainer_fast.signals import Signal
 
 
-def environment(implementation: str, device: torch.device) -> dict[str, Any]:
-    """What two runs must share to give the same bits."""
+def environment(implementation: str, device: torch.device, whole_fits: bool = False) -> dict[str, Any]:
+    """What two runs must share to give the same bits; `whole_fits` says whether `ops.fit_small` runs some of them."""
     level = f" ({cpu.level()})" if implementation == "native" else ""
+    if whole_fits and implementation != "native":
+        level = f", whole fits native ({cpu.level()})"
     return {
         "implementation": implementation + level,
         "device": device.type,
@@ -54,7 +56,9 @@ def step_bytes(
     own = (depth - network.num_shared_layers - 1) if shared else depth - 1
     parameters = width * width * ((depth - 1 - own) + own * num_signals) + width * channels * num_signals
     layers = (depth - 1 - own) + own * num_signals
-    if implementation != "torch":  # a tile of the native engine is smaller still
+    if implementation == "native":  # every thread has gradients of its own; a tile is smaller still
+        parameters += parameters * torch.get_num_threads() // 7
+    if implementation != "torch":
         points = min(points, 2 * TILE_ELEMENTS // width + MIN_TILE)
         layers = min(layers, depth * max(1, TILE_ELEMENTS // (width * max(points, 1))))
     # Sine inputs and outputs of every layer, and a few temporaries.

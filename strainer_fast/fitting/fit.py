@@ -103,7 +103,7 @@ def fit(
         "init": f"encoder {start_from.fingerprint()}" if isinstance(start_from, Encoder) else "siren",
         "architecture": network.as_dict(),
     }
-    surroundings = engine.environment(chosen, where)
+    surroundings = engine.environment(chosen, where, any(is_small for _, is_small in stacks))
     hashes = engine.fingerprints(signals)
     finished = _take_over(done, signals, hashes, settings)
 

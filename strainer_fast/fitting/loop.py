@@ -73,7 +73,10 @@ class Trace:
         with np.errstate(divide="ignore"):
             psnr = np.asarray(-10 * np.log10(mse), dtype=np.float32)
         at, seconds = zip(*self.clock, strict=True)
-        return Curve(psnr, np.interp(np.arange(len(mse)), at, seconds).astype(np.float32))
+        clock = np.interp(np.arange(len(mse)), at, seconds)
+        if self.reasons[index]:  # a look may come later than the stop
+            clock = np.minimum(clock, self.seconds[index])
+        return Curve(psnr, clock.astype(np.float32))
 
 
 def optimise(

@@ -28,6 +28,8 @@ has its default value, so that a new field is never ignored."""
 NETWORKS_PER_THREAD = 32
 """Networks of a stack, at least: cores wait for the last network only now and then."""
 
+MAX_STEPS = 100_000
+
 LOOK_SECONDS = 0.2
 """How long the engine runs between two looks from outside, about: for progress, Ctrl-C and results."""
 
@@ -45,6 +47,8 @@ def ruled_out(recipe: Recipe, network: Architecture, in_features: int, channels:
         value = getattr(recipe, field.name)
         if field.name not in UNDERSTOOD and value != field.default:
             return f"recipe.{field.name} = {value!r}"
+    if recipe.steps > MAX_STEPS:  # the losses of all steps are kept from the start
+        return f"recipe.steps = {recipe.steps}, above {MAX_STEPS}"
     shapes = [*network.layer_shapes(in_features), (channels, network.hidden_features)]
     return engine.too_large(sum(out * (width + 1) for out, width in shapes), num_points)
 
@@ -68,20 +72,19 @@ def optimise_small(
     num = values.shape[0]
     state = engine.FitState.fresh(parameters, recipe.steps, recipe.guard_db is not None)
     trace = Trace([0] * num, [""] * num, [0.0] * num, [[] for _ in values])
-    learning_rates = torch.full((recipe.steps,), recipe.learning_rate)
-    target = None if recipe.target_psnr is None else torch.full((num,), recipe.target_psnr, dtype=torch.float64)
-    until, stride = 0, recipe.check_every
+    learning_rates = torch.full((recipe.steps,), recipe.learning_rate, dtype=torch.float32, device="cpu")
+    target = None if recipe.target_psnr is None else torch.full_like(state.best_mse, recipe.target_psnr)
+    # The first call only measures, so that an outside look sees the start.
+    until, stride = 0, 1
     running = list(range(num))
     while running:
-        # The first call only measures, so that an outside look sees the start.
-        until = min(recipe.steps, until + stride) if trace.clock else 0
         called = time.perf_counter()
         engine.fit_small(
             points,
             values,
             state,
             omegas,
-            rows=torch.tensor(running),
+            rows=torch.tensor(running, device="cpu"),
             until=until,
             learning_rates=learning_rates,
             betas=recipe.betas,
@@ -91,21 +94,34 @@ def optimise_small(
             guard_db=recipe.guard_db,
         )
         spent = time.perf_counter() - called
-        if trace.clock:
-            stride = max(1, min(2 * stride, math.ceil(stride * LOOK_SECONDS / max(spent, 1e-6))))
         interrupted = stop()
         trace.clock.append((until, time.perf_counter() - begin))
-        seen = _look(state, running, until, trace)
-        on_check(seen)
-        leaving = [n for n in running if int(state.reason[n]) != engine.RUNNING or interrupted]
+        on_check(_look(state, running, until, trace))
+        reasons, seconds, measured = state.reason.tolist(), state.seconds.tolist(), state.measured.tolist()
+        leaving = [n for n in running if reasons[n] != engine.RUNNING or interrupted]
+        if interrupted and recipe.guard_db is not None:
+            _back_to_best(state, [n for n in running if reasons[n] == engine.RUNNING], recipe.guard_db)
         for n in leaving:
-            trace.reasons[n] = REASONS.get(int(state.reason[n]), INTERRUPTED)
-            trace.seconds[n] = called - begin + float(state.seconds[n])
-            trace.curves[n] = state.mse[n, : max(int(state.measured[n]), 1)].tolist()
+            trace.reasons[n] = REASONS.get(reasons[n], INTERRUPTED)
+            trace.seconds[n] = called - begin + seconds[n]
+            trace.curves[n] = state.mse[n, : max(measured[n], 1)].tolist()
             trace.steps[n] = len(trace.curves[n]) - 1
         if leaving:
             on_leave(leaving, state.parameters, trace)
-        running = [n for n in running if n not in leaving]
+        running = [n for n in running if reasons[n] == engine.RUNNING and not interrupted]
+        if until > 0:
+            stride = max(1, min(2 * stride, math.ceil(stride * LOOK_SECONDS / max(spent, 1e-6))))
+        until = min(recipe.steps, until + stride)
+
+
+def _back_to_best(state: engine.FitState, rows: Sequence[int], guard_db: float) -> None:
+    """What the guard's next look would have done: a network that is spiking keeps its best weights."""
+    spike = 10 ** (guard_db / 10)
+    for n in rows:
+        mse = float(state.mse[n, int(state.measured[n]) - 1])
+        if not mse <= spike * float(state.best_mse[n]):
+            for p, best in zip(state.parameters, state.best, strict=True):
+                p[n] = best[n]
 
 
 def _look(state: engine.FitState, running: list[int], step: int, trace: Trace) -> Look:
@@ -113,5 +129,5 @@ def _look(state: engine.FitState, running: list[int], step: int, trace: Trace) -
     mse = state.mse.gather(1, last[:, None])[running, 0].double().numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
         psnr = -10 * np.log10(mse)
-    index = torch.tensor(running)
+    index = torch.tensor(running, device="cpu")
     return Look(step, list(running), psnr.tolist(), trace.clock[-1][1], trace, [p[index] for p in state.parameters])

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from strainer_fast._checks import bad_input, check_count
 from strainer_fast.kernels import cpu
 
 CACHE_BYTES = 2**20
 """Most memory of one network, its gradients and optimiser state: a second-level cache of today's CPUs."""
 
 STEP_FLOPS = 2e8
-"""Most work of one step. Above about a millisecond a step the calls around it do not count any more, and all cores can
+"""Most work of one step. Above a millisecond or two the calls around a step do not count any more, and all cores can
 share its points."""
 
 RUNNING, TARGET, BUDGET, NON_FINITE, DIVERGED = range(5)
@@ -52,25 +53,26 @@ class FitState:
         num = parameters[0].shape[0]
 
         def copies() -> list[Tensor]:
-            return [p.detach().to(torch.float32, copy=True).contiguous() for p in parameters]
+            return [p.detach().to("cpu", torch.float32, copy=True).contiguous() for p in parameters]
 
-        def whole() -> Tensor:
-            return torch.zeros(num, dtype=torch.int64)
+        def each(dtype: torch.dtype, fill: float = 0) -> Tensor:
+            # Neither dtype nor device by default: callers change what these are.
+            return torch.full((num,), fill, dtype=dtype, device="cpu")
 
         return cls(
             copies(),
             [torch.zeros_like(p) for p in copies()],
             [torch.zeros_like(p) for p in copies()],
             copies() if guard else [],
-            whole(),
-            whole(),
-            torch.ones(num),
-            torch.full((num,), math.inf, dtype=torch.float64),
-            whole(),
-            torch.zeros(num, budget + 1),
-            whole(),
-            whole(),
-            torch.zeros(num, dtype=torch.float64),
+            each(torch.int64),
+            each(torch.int64),
+            each(torch.float32, 1),
+            each(torch.float64, math.inf),
+            each(torch.int64),
+            torch.zeros(num, budget + 1, dtype=torch.float32, device="cpu"),
+            each(torch.int64),
+            each(torch.int64),
+            each(torch.float64),
         )
 
 
@@ -113,12 +115,15 @@ def fit_small(
             with a fresh optimiser and half the learning rate, once; the second time it stops the network there. None:
             a non-finite loss stops it at its last finite weights.
         frozen: the first layers that keep their weights; no gradient is computed for them.
+
+    Raises InputError for shapes, numbers or rows that do not belong together.
     """
     if rows is None:
         rows = (state.reason == RUNNING).nonzero().flatten()
+    _check(points, values, state, omegas, rows, until, learning_rates, check_every, target_psnr, guard_db, frozen)
     target = torch.full_like(state.best_mse, -1.0)
     if target_psnr is not None:
-        target = 10 ** (-target_psnr.double() / 10)
+        target = (10 ** (-target_psnr.double() / 10)).contiguous()
     cpu.fit(
         points.detach().float().contiguous(),
         values.detach().float().contiguous(),
@@ -148,3 +153,52 @@ def fit_small(
         seconds=state.seconds,
         threads=torch.get_num_threads(),
     )
+
+
+def _check(
+    points: Tensor,
+    values: Tensor,
+    state: FitState,
+    omegas: Sequence[float],
+    rows: Tensor,
+    until: int,
+    learning_rates: Tensor,
+    check_every: int,
+    target_psnr: Tensor | None,
+    guard_db: float | None,
+    frozen: int,
+) -> None:
+    """Everything that the library takes on trust."""
+    num, layers, budget = len(state.step), len(state.parameters) // 2, learning_rates.numel()
+    heads = state.parameters[-1].shape[-1]
+    if points.ndim != 2 or values.shape != (num, points.shape[0], heads) or heads == 0:
+        got = f"points {list(points.shape)}, values {list(values.shape)}"
+        raise bad_input("points and values", f"[P, in] and [{num}, P, {heads}]", got, "One signal per network.")
+    inputs = points.shape[1]
+    for weight, bias in zip(state.parameters[::2], state.parameters[1::2], strict=True):
+        if weight.ndim != 3 or weight.shape[::2] != (num, inputs) or bias.shape != weight.shape[:2]:
+            got = f"{list(weight.shape)} and {list(bias.shape)}"
+            raise bad_input("parameters", f"[{num}, out, {inputs}] and [{num}, out]", got, "Stack the networks.")
+        inputs = weight.shape[1]
+    stacks = [state.exp_avg, state.exp_avg_sq, *([state.best] if state.best else [])]
+    if any(a.shape != b.shape for stack in stacks for a, b in zip(stack, state.parameters, strict=True)):
+        raise bad_input("state", "optimiser state shaped as the parameters", "other shapes", "Use FitState.fresh.")
+    tensors = [t for stack in (state.parameters, *stacks) for t in stack] + [state.mse, state.scale]
+    if any(t.dtype != torch.float32 or t.device.type != "cpu" or not t.is_contiguous() for t in tensors):
+        raise bad_input("state", "contiguous float32 tensors on the CPU", "others", "Use FitState.fresh.")
+    if state.mse.shape != (num, budget + 1):
+        got = f"a state for {state.mse.shape[1] - 1} steps"
+        raise bad_input("learning_rates", f"one per step of the state, {budget} in all", got, "Use one budget.")
+    if len(omegas) != layers - 1:
+        raise bad_input("omegas", f"one per sine layer, {layers - 1} in all", len(omegas), "Give each layer its own.")
+    if rows.dtype != torch.int64 or rows.ndim != 1 or rows.device.type != "cpu" or len(set(rows.tolist())) != len(rows):
+        raise bad_input("rows", "different indices, int64 on the CPU", rows, "Give every network once.")
+    if any(not 0 <= row < num for row in rows.tolist()):
+        raise bad_input("rows", f"indices below {num}", rows, "Networks count from 0.")
+    if guard_db is not None and not state.best:
+        raise bad_input("guard_db", "a state with a guard", "one without", "Use FitState.fresh(..., guard=True).")
+    if target_psnr is not None and target_psnr.shape != (num,):
+        raise bad_input("target_psnr", f"shape [{num}]", list(target_psnr.shape), "One target per network.")
+    check_count("until", until, 0, budget)
+    check_count("check_every", check_every)
+    check_count("frozen", frozen, 0, layers)

@@ -31,12 +31,14 @@ def sweep(
     gradients = [p.new_zeros(p.shape) if w else None for p, w in zip(parameters, wanted, strict=True)]
     point_gradient = points.new_zeros(points.shape) if want_points else None
     if point_weights is None:
-        norm = torch.full((num_signals,), num_points * channels, dtype=torch.float64)
+        norm = torch.full((num_signals,), num_points * channels, dtype=torch.float64, device=values.device)
     else:
+        norm = (point_weights.detach().double().sum(-1) * channels).expand(num_signals)
         point_weights = point_weights.detach().expand(num_signals, num_points)
-        norm = point_weights.double().sum(-1) * channels
     scale = 2 / norm if signal_weights is None else 2 * signal_weights.double() / norm
     total = torch.zeros_like(norm)
+    if num_signals == 0 or channels == 0:
+        return Swept((total / norm).to(values.dtype), gradients, point_gradient)
     data = [p.detach().contiguous() for p in parameters]
     cpu.sweep(
         points.detach().contiguous(),

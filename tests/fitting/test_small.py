@@ -16,6 +16,7 @@ import strainer_fast as sf
 from strainer_fast.fitting import loop, small
 from strainer_fast.kernels import cpu
 from strainer_fast.ops.fit_small import DIVERGED, NON_FINITE, RUNNING, FitState, fit_small
+from strainer_fast.ops.native import sweep
 
 pytestmark = pytest.mark.skipif(cpu.level() is None, reason=f"not run: the native engine is {cpu.missing()}")
 
@@ -170,9 +171,9 @@ def test_a_guard_rolls_back_once_then_stops_at_the_best() -> None:
     assert state.reason.tolist().count(DIVERGED) >= 1
     assert (state.scale[state.rollbacks == 1] == 0.5).all()
     points, values, _ = problem()
-    losses = sf.reference.mse(sf.reference.siren(points, state.parameters[::2], state.parameters[1::2], OMEGAS), values)
+    losses = sweep(points, values, state.parameters, OMEGAS, [False] * 8).losses
     for n in (state.reason == DIVERGED).nonzero().flatten().tolist():
-        assert float(losses[n]) == pytest.approx(float(state.best_mse[n]), rel=1e-4)
+        assert float(losses[n]) == pytest.approx(float(state.best_mse[n]), rel=1e-6)
         assert float(state.best_mse[n]) == pytest.approx(float(state.mse[n, : state.measured[n]].min()), rel=1e-6)
     pieces = run(guard_db=0.5, **wild | {"until": 3})
     assert (pieces.reason == RUNNING).all()
@@ -184,11 +185,12 @@ def test_a_guard_rolls_back_once_then_stops_at_the_best() -> None:
     assert all(torch.equal(a, b) for a, b in zip(state.parameters, pieces.parameters, strict=True))
 
 
+@pytest.mark.parametrize("check_every", [1, 2])
 def test_the_guard_is_that_of_the_loop(
-    unseen: list[sf.Signal], encoder: sf.Encoder, monkeypatch: pytest.MonkeyPatch
+    check_every: int, unseen: list[sf.Signal], encoder: sf.Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Spikes at once and again after the roll-back, before rounding has grown into another fit.
-    recipe = quick(steps=12, learning_rate=0.1, guard_db=0.2)
+    recipe = quick(steps=12, learning_rate=0.3, guard_db=0.2, check_every=check_every)
     ours = native(unseen[:4], encoder, recipe)
     monkeypatch.undo()
     theirs = sf.fit(unseen[:4], encoder, recipe, implementation="tiled")
@@ -196,7 +198,7 @@ def test_the_guard_is_that_of_the_loop(
     assert "diverged" in ours.stop_reasons
     assert ours.steps == theirs.steps
     for a, b in zip(ours.curves, theirs.curves, strict=True):
-        np.testing.assert_allclose(a.psnr[:4], b.psnr[:4], atol=0.01)
+        np.testing.assert_allclose(a.psnr[:2], b.psnr[:2], atol=0.1)
 
 
 def test_fit_takes_the_engine_and_gives_the_same(
@@ -243,7 +245,7 @@ def test_looks_from_outside_see_live_networks(
         measured.append(float(-10 * mse.detach().log10()))
 
     native(unseen[:2], encoder, quick(steps=20, check_every=5), on_check=look)
-    assert [p.step for p in seen][:3] == [0, 5, 6]
+    assert [p.step for p in seen][:3] == [0, 1, 2]
     assert seen[-1].step == 20
     np.testing.assert_allclose(measured, [p.psnr[1] for p in seen], atol=1e-3)
 
@@ -269,6 +271,116 @@ def test_ctrl_c_keeps_what_is_there(
     assert all(torch.equal(full.weights[n], resumed.weights[n]) for n in full.weights)
 
 
+@pytest.mark.parametrize("guard_db", [None, 3.0])
+def test_a_sick_neighbour_changes_nothing(guard_db: float | None) -> None:
+    # Width 17 fills no whole vector: what fills it up must not carry NaN to the next network on the thread.
+    points, values, parameters = problem()
+    rate = torch.full((20,), 1e-3)
+    rate[1] = 1e38  # recovers by the guard, where there is one
+    options = USUAL | {"guard_db": guard_db, "check_every": 1}
+    for rates_, poison in ((rates(20), math.nan), (rate, 0.5)):
+        sick = values.clone()
+        sick[1, 3] = poison
+        whole, cut = (FitState.fresh(parameters, 20, guard_db is not None) for _ in range(2))
+        fit_small(points, sick, whole, OMEGAS, until=20, learning_rates=rates_, **options)
+        for until in range(21):
+            fit_small(points, sick, cut, OMEGAS, until=until, learning_rates=rates_, **options)
+        alone = FitState.fresh([p[2:3] for p in parameters], 20, guard_db is not None)
+        fit_small(points, sick[2:3], alone, OMEGAS, until=20, learning_rates=rates_, **options)
+        for a, b, c in zip(whole.parameters, cut.parameters, alone.parameters, strict=True):
+            assert torch.equal(a, b)
+            assert torch.equal(a[2], c[0])
+            assert a.isfinite().all()
+        assert torch.equal(whole.reason, cut.reason)
+        assert int(whole.reason[2]) == int(alone.reason[0])
+
+
+@pytest.mark.parametrize("changes", [{"eps": 0.0}, {"betas": (0.9, 0.99999)}, {"betas": (0.5, 0.99999999)}])
+def test_adams_settings_at_their_ends(
+    changes: dict[str, object], unseen: list[sf.Signal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    architecture, recipe = sf.Architecture(17, 4, 3), quick(learning_rate=1e-4, steps=10, **changes)
+    ours = native(unseen[:2], "siren", recipe, architecture=architecture)
+    monkeypatch.undo()
+    theirs = sf.fit(unseen[:2], "siren", recipe, architecture=architecture, implementation="tiled")
+    assert ours.stop_reasons == theirs.stop_reasons == ["budget"] * 2
+    for a, b in zip(ours.curves, theirs.curves, strict=True):
+        np.testing.assert_allclose(a.psnr, b.psnr, atol=1e-3)
+
+
+def test_an_interrupted_spike_keeps_the_best(
+    unseen: list[sf.Signal], encoder: sf.Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(small, "LOOK_SECONDS", 0.0)
+
+    def press(progress: sf.Progress) -> None:
+        if progress.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+    with pytest.raises(sf.Interrupted) as caught:
+        native(unseen[:2], encoder, quick(learning_rate=1e38, check_every=5, guard_db=1.0), on_check=press)
+    partial = caught.value.result
+    assert all(w.isfinite().all() for w in partial.weights.values())
+    np.testing.assert_allclose(partial.psnr, [c.psnr[0] for c in partial.curves], atol=1e-3)
+
+
+def test_default_dtype_and_device_change_nothing(unseen: list[sf.Signal], encoder: sf.Encoder) -> None:
+    expected = native(unseen[:2], encoder, quick(steps=5))
+    torch.set_default_dtype(torch.float64)
+    try:
+        result = native(unseen[:2], encoder, quick(steps=5))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(expected.weights.values(), result.weights.values(), strict=True))
+    points, values, parameters = problem()
+    plain = FitState.fresh(parameters, 3, True)
+    with torch.device("meta"):
+        state = FitState.fresh(parameters, 3, True)
+        fit_small(points, values, state, OMEGAS, until=3, learning_rates=plain.mse[0, :3] + 1e-3, **USUAL)
+    assert int(state.step[0]) == 3
+
+
+def test_what_runs_is_recorded(unseen: list[sf.Signal], encoder: sf.Encoder) -> None:
+    recorded = sf.fit(unseen[0], encoder, quick(steps=1)).settings["environment"]["implementation"]
+    level = cpu.level()
+    assert recorded == ("tiled, whole fits native (portable)" if level == "portable" else f"native ({level})")
+
+
+BAD: dict[str, tuple[dict[str, object], str]] = {
+    "budget": ({"learning_rates": rates(7)}, r"learning_rates: expected one per step of the state, 7 in all, got a st"),
+    "omegas": ({"omegas": (30.0,)}, "omegas: expected one per sine layer, 3 in all, got 1"),
+    "guard": ({"guard_db": 1.0}, "guard_db: expected a state with a guard"),
+    "check_every": ({"check_every": 0}, "check_every"),
+    "until": ({"until": 6}, "until: expected an integer of at least 0 and at most 5"),
+    "frozen": ({"frozen": 9}, "frozen"),
+    "rows_twice": ({"rows": torch.tensor([1, 1])}, "rows: expected different indices"),
+    "rows_dtype": ({"rows": torch.tensor([1], dtype=torch.int32)}, "rows: expected different indices, int64"),
+    "rows_range": ({"rows": torch.tensor([5])}, "rows: expected indices below 5"),
+    "values": ({"values": torch.zeros(5, 99, 2)}, r"points and values: expected \[P, in\] and \[5, P, 2\]"),
+    "points": ({"points": torch.zeros(100, 3)}, r"parameters: expected \[5, out, 3\]"),
+    "target": ({"target_psnr": torch.zeros(4)}, "target_psnr"),
+}
+
+
+@pytest.mark.parametrize("change", BAD.values(), ids=BAD.keys())
+def test_unusable_arguments(change: tuple[dict[str, object], str]) -> None:
+    points, values, parameters = problem()
+    state = FitState.fresh(parameters, 5, False)
+    usual = {"points": points, "values": values, "state": state, "omegas": OMEGAS, "learning_rates": rates(5)}
+    with pytest.raises(sf.InputError, match=change[1]):
+        fit_small(**usual | {"until": 5} | USUAL | change[0])
+
+
+def test_until_a_step_that_is_done_changes_nothing() -> None:
+    state = run(until=10)
+    points, values, _ = problem()
+    before = [p.clone() for p in state.parameters]
+    fit_small(points, values, state, OMEGAS, until=4, learning_rates=rates(20), **USUAL)
+    assert state.step.tolist() == [10] * 5
+    assert all(torch.equal(a, b) for a, b in zip(before, state.parameters, strict=True))
+
+
 def test_no_steps_and_no_points(encoder: sf.Encoder, unseen: list[sf.Signal]) -> None:
     result = native(unseen[:2], encoder, quick(steps=0, start="least_squares"))
     assert result.steps == [0, 0]
@@ -292,6 +404,7 @@ def test_what_rules_it_out_is_named() -> None:
     assert small.ruled_out(Newer(), tiny, 2, 1, 784) is None
     assert small.ruled_out(Newer(sampling="lattice"), tiny, 2, 1, 784) == "recipe.sampling = 'lattice'"
     assert "KiB" in str(small.ruled_out(sf.recipe(), sf.Architecture(), 2, 1, 784))
+    assert small.ruled_out(sf.recipe(steps=10**9), tiny, 2, 1, 784) == "recipe.steps = 1000000000, above 100000"
     assert "MFLOP" in str(small.ruled_out(sf.recipe(), tiny, 2, 1, 10**6))
     lines = sf.explain(
         Newer(sampling="lattice"), [(28, 28, 1)], architecture=tiny, implementation="native"

@@ -182,7 +182,7 @@ def test_gradients_of_points_summed_over_networks(level: str) -> None:
 @here
 @pytest.mark.long
 def test_huge_counts(level: str) -> None:
-    # 2^26 points of 40 coordinates in one expanded row: offsets beyond 2^31 bytes.
+    # 2^24 points of 40 coordinates: offsets beyond 2^31 bytes.
     weights, biases = [torch.rand(1, 40)], [torch.rand(1)]
     points = torch.rand(1, 40).expand(2**24, 40).contiguous()
     values = torch.zeros(1, 1).expand(2**24, 1)
@@ -247,6 +247,28 @@ def test_importing_does_not_load_it() -> None:
         "import sys; assert l._load.cache_info().currsize == 0 and 'triton' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@here
+def test_no_signals() -> None:
+    weights, biases = layers()
+    weights[-1], biases[-1] = torch.rand(0, 2, 33, requires_grad=True), torch.rand(0, 2, requires_grad=True)
+    total, losses = strainer_mse(torch.rand(5, 2), torch.rand(0, 5, 2), weights, biases, implementation="native")
+    assert total.item() == 0
+    assert losses.shape == (0,)
+    assert float(torch.autograd.grad(total, weights[0])[0].abs().sum()) == 0
+
+
+@here
+def test_default_dtype_changes_nothing() -> None:
+    weights, biases = layers()
+    points, values = torch.rand(20, 2), torch.rand(20, 2)
+    expected = siren_mse(points, values, weights, biases, implementation="native")
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(siren_mse(points, values, weights, biases, implementation="native"), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @here
