@@ -76,6 +76,9 @@ int sf_fit(const SfFit *fit);
 // Version of all this, 0 for a caller whose structs have other sizes; Python refuses a library of another version.
 int sf_interface(int64_t sweep, int64_t fit);
 
+// From now on run on the threads of this libgomp's GOMP_parallel; null: on threads started for each call.
+void sf_use_pool(void *parallel);
+
 // Whether this CPU and this build have the kernels of that name.
 int sf_has_kernels(const char *name);
 

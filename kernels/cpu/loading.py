@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .interface import VERSION, Fit, Sweep
@@ -35,7 +36,28 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         return None, f"not loaded: {error}"
     if version != VERSION:
         return None, f"of another version (interface {version}, expected {VERSION}): install strainer_fast again"
+    pool = _pytorchs_pool()
+    if pool is not None:
+        found.sf_use_pool(ctypes.cast(pool.GOMP_parallel, ctypes.c_void_p))
     return found, ""
+
+
+def _pytorchs_pool() -> ctypes.CDLL | None:
+    """The libgomp that PyTorch's CPU operations run on, where that is what they run on (Linux)."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return None
+    loaded = {line.split(maxsplit=5)[5] for line in lines if "libgomp" in line}
+    home = str(Path(torch.__file__).parent.parent)  # torch/lib, or torch.libs beside it
+    own = [path for path in loaded if path.startswith(home)]
+    if len(own or loaded) != 1:
+        return None
+    try:
+        pool = ctypes.CDLL((own or list(loaded))[0])
+        return pool if hasattr(pool, "GOMP_parallel") else None
+    except OSError:
+        return None
 
 
 def library() -> ctypes.CDLL | None:

@@ -39,29 +39,43 @@ class Arena {
     std::vector<void *> blocks_;
 };
 
-// Calls work(0) ... work(count - 1), each on a thread of its own, the first on this one.
+// Runs a function on so many threads of a pool that is there already (GOMP_parallel of libgomp); null: there is none.
+// PyTorch's pool waits busily for a while after each of its operations: threads of our own would share cores with it.
+using SfPool = void (*)(void (*work)(void *), void *data, unsigned threads, unsigned flags);
+inline SfPool sf_pool = nullptr;
+
+// Calls work(0) ... work(count - 1) on up to `count` threads, this one among them. Which thread makes which call is
+// open; results must not depend on it.
 template <class Work>
 void in_parallel(int64_t count, Work work) {
-    std::vector<std::thread> others;
-    others.reserve(static_cast<std::size_t>(count));
-    std::exception_ptr failure;
-    std::atomic<bool> failed{false};
-    auto guarded = [&](int64_t i) {
-        try {
-            work(i);
-        } catch (...) {
-            if (!failed.exchange(true)) failure = std::current_exception();
+    struct Shared {
+        Work &work;
+        const int64_t count;
+        std::atomic<int64_t> next;
+        std::atomic<bool> failed;
+        std::exception_ptr failure;
+
+        static void run(void *data) {
+            Shared &shared = *static_cast<Shared *>(data);
+            for (int64_t i = shared.next++; i < shared.count; i = shared.next++) try {
+                    shared.work(i);
+                } catch (...) {
+                    if (!shared.failed.exchange(true)) shared.failure = std::current_exception();
+                }
         }
-    };
-    int64_t started = 1;
-    try {
-        for (; started < count; ++started) others.emplace_back(guarded, started);
-    } catch (...) {  // no more threads to be had: this one does the rest, with the same result
+    } shared{work, count, {0}, {false}, {}};
+    if (count > 1 && sf_pool) {
+        sf_pool(Shared::run, &shared, static_cast<unsigned>(count), 0);
+    } else {
+        std::vector<std::thread> others;
+        try {
+            for (int64_t i = 1; i < count; ++i) others.emplace_back(Shared::run, &shared);
+        } catch (...) {  // no more threads to be had: fewer do the same work
+        }
+        Shared::run(&shared);
+        for (std::thread &other : others) other.join();
     }
-    guarded(0);
-    for (; started < count; ++started) guarded(started);
-    for (std::thread &other : others) other.join();
-    if (failed) std::rethrow_exception(failure);
+    if (shared.failed) std::rethrow_exception(shared.failure);
 }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -6,8 +6,9 @@
 
 namespace {
 
-// Work of one pass below which another thread costs more than it saves: half a millisecond.
-constexpr double FLOPS_PER_THREAD = 5e7;
+// Work of one pass below which another thread costs more than it saves: some 50 microseconds with a pool at hand, half a
+// millisecond where a thread has to be started.
+double flops_per_thread() { return sf_pool ? 5e6 : 5e7; }
 
 bool wanted(const SfSweep &s, int64_t layer) { return s.dweights[layer] || s.dbiases[layer]; }
 
@@ -98,7 +99,7 @@ class Pass {
             const int64_t last = std::min(s_.num_points, blocks_ * (t + 1) / threads_ * kernels_.block);
             kernels_.sweep(&task_, &scratches_[t], first, last, tile_);
         });
-        const int64_t helpers = threads_ > 4 ? threads_ : 1;  // below, starting threads costs more than they save
+        const int64_t helpers = threads_ > 4 || sf_pool ? threads_ : 1;  // starting threads may cost more than it saves
         in_parallel(helpers, [&](int64_t t) {
             for (std::size_t i = 0; i < layers_.size(); ++i) {
                 const Place place = find(i, signal);
@@ -165,7 +166,7 @@ int sf_sweep(const SfSweep *sweep) {
     for (int64_t i = 0; i < s.num_layers; ++i)
         flops += 6.0 * s.widths[i] * s.widths[i + 1] * (i < s.num_shared ? 1 : s.num_signals) * s.num_points;
     const int64_t threads = std::max<int64_t>(
-        1, std::min<int64_t>(s.threads, static_cast<int64_t>(std::min(flops / FLOPS_PER_THREAD, 1e6))));
+        1, std::min<int64_t>(s.threads, static_cast<int64_t>(std::min(flops / flops_per_thread(), 1e6))));
     try {
         if (s.num_shared > 0 || s.num_signals == 1) {
             Pass(s, *kernels, s.num_signals, threads).run(0);
@@ -186,6 +187,8 @@ int sf_sweep(const SfSweep *sweep) {
 }
 
 int sf_interface(int64_t sweep, int64_t fit) { return sweep == sizeof(SfSweep) && fit == sizeof(SfFit) ? 2 : 0; }
+
+void sf_use_pool(void *parallel) { sf_pool = reinterpret_cast<SfPool>(parallel); }
 
 int sf_has_kernels(const char *name) { return find_kernels(name) != nullptr; }
 

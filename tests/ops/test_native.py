@@ -1,9 +1,11 @@
 """What is the native engine's own: its sine, bad numbers, odd memory, threads, levels, and life without it."""
 
+import ctypes
 import math
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -154,6 +156,24 @@ def test_threads_only_change_the_rounding(threads: int, kind: str, level: str) -
         torch.set_num_threads(1)
     assert_same(several, one)
     assert all(torch.equal(a, b) for a, b in zip(several, again, strict=True))
+
+
+@here
+def test_pytorchs_threads_and_its_own_give_the_same_bits() -> None:
+    weights, biases = layers(100)
+    points, values = torch.rand(20_011, 2), torch.rand(1, 20_011, 2)
+    pool = loading._pytorchs_pool()
+    assert pool is not None or "libgomp" not in Path("/proc/self/maps").read_text()
+    torch.set_num_threads(2)
+    try:
+        shared = gradients(points, values, weights, biases, "native")
+        cpu.library().sf_use_pool(None)
+        own = gradients(points, values, weights, biases, "native")
+    finally:
+        torch.set_num_threads(1)
+        if pool is not None:
+            cpu.library().sf_use_pool(ctypes.cast(pool.GOMP_parallel, ctypes.c_void_p))
+    assert all(torch.equal(a, b) for a, b in zip(shared, own, strict=True))
 
 
 @here
