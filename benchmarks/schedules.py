@@ -1,7 +1,7 @@
 """How the one-pass sweep might be scheduled on a CPU, measured: `python -m benchmarks.schedules`.
 
 `--profile` prints instead where the time of a step goes, by PyTorch operation and shape; `--native` the native engine's
-tile sizes at widths 64, 256 and 512.
+tile sizes at widths 64, 256 and 512; `--threads` the engine on PyTorch's threads against threads started for each call.
 
 Variants, interleaved: threaded products over tiles of several sizes (what `ops.tiled` does), and one tile per thread
 with single-threaded products (Python threads that sweep a part of the points each; PyTorch's calls release the GIL).
@@ -10,6 +10,7 @@ with single-threaded products (Python threads that sweep a part of the points ea
 from __future__ import annotations
 
 import argparse
+import ctypes
 import functools
 import statistics
 import time
@@ -19,7 +20,9 @@ import torch
 
 from benchmarks.cases import CASES, Case, Problem
 from benchmarks.harness import check_parity, machine, sgemm, truth_of
-from benchmarks.providers import Result, Step, eager
+from benchmarks.providers import Result, Step, eager, ours
+from strainer_fast.kernels import cpu
+from strainer_fast.kernels.cpu import loading
 from strainer_fast.ops import native, tiled
 
 TILES = (256, 512, 1024, 2048, 4096, 8192)
@@ -107,13 +110,45 @@ def native_tiles(rounds: int) -> None:
             print(f"width {width}, {threads} threads: {by_tile}")
 
 
+def native_threads(rounds: int) -> None:
+    """One line per case of two threads: milliseconds on either kind of thread, a PyTorch operation before each."""
+    library, pool = cpu.library(), loading._pytorchs_pool()
+    if library is None or pool is None:
+        raise SystemExit(f"native engine: {cpu.missing() or 'PyTorch runs on no libgomp here'}")
+    kinds = {"PyTorch's": ctypes.cast(pool.GOMP_parallel, ctypes.c_void_p), "started": None}
+    torch.set_num_threads(2)
+    other = torch.rand(1000, 1000)
+    for case in CASES:
+        if case.threads == 2:
+            step = ours(Problem.of(case))
+
+            def on(kind: ctypes.c_void_p | None, step: Step = step) -> Result:
+                library.sf_use_pool(kind)
+                return step()
+
+            seconds: dict[str, list[float]] = {name: [] for name in kinds}
+            for _ in range(rounds):
+                for name, kind in kinds.items():
+                    (other @ other).sin_()
+                    begin = time.perf_counter()
+                    on(kind)
+                    seconds[name].append(time.perf_counter() - begin)
+            found = ", ".join(f"{name} {1e3 * statistics.median(times):.1f} ms" for name, times in seconds.items())
+            print(f"{case.name}: {found}")
+    library.sf_use_pool(kinds["PyTorch's"])
+
+
 def main() -> None:
     """Prints one line per variant for the 178x178 case on two threads."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--native", action="store_true")
+    parser.add_argument("--threads", action="store_true")
     arguments = parser.parse_args()
+    if arguments.threads:
+        native_threads(arguments.rounds)
+        return
     if arguments.native:
         native_tiles(arguments.rounds)
         return

@@ -44,9 +44,9 @@ def explain(
         if len(shape) < 2:
             raise bad_input("shapes", "samples per axis and then channels, (28, 28, 1)", shape, "Add the channels.")
         *axes, channels = (check_count("shapes", n) for n in shape)
-        why = small.ruled_out(recipe, network, len(axes), channels, math.prod(axes)) if native else None
         how = "step by step"
         if native:
+            why = small.ruled_out(recipe, network, len(axes), channels, math.prod(axes))
             how = "whole fits in a core's caches (fit_small)" if why is None else f"step by step: {why}"
         lines.append(f"fits of {'x'.join(map(str, shape))}: {how}")
     return "\n".join(lines)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from strainer_fast.kernels import cpu
-from strainer_fast.ops.tiled import Swept
+from strainer_fast.ops.tiled import Swept, empty_gradients, normalisation
 
 
 def sweep(
@@ -28,17 +28,13 @@ def sweep(
 ) -> Swept:
     """Losses of N signals and the gradients of their weighted sum; arguments and result as of `ops.tiled.sweep`."""
     num_signals, num_points, channels = values.shape
-    gradients = [p.new_zeros(p.shape) if w else None for p, w in zip(parameters, wanted, strict=True)]
-    point_gradient = points.new_zeros(points.shape) if want_points else None
-    if point_weights is None:
-        norm = torch.full((num_signals,), num_points * channels, dtype=torch.float64, device=values.device)
-    else:
-        norm = (point_weights.detach().double().sum(-1) * channels).expand(num_signals)
-        point_weights = point_weights.detach().expand(num_signals, num_points)
-    scale = 2 / norm if signal_weights is None else 2 * signal_weights.double() / norm
+    gradients, point_gradient = empty_gradients(points, parameters, wanted, want_points)
+    norm, scale = normalisation(values.detach(), signal_weights, point_weights)
     total = torch.zeros_like(norm)
     if num_signals == 0 or channels == 0:
         return Swept((total / norm).to(values.dtype), gradients, point_gradient)
+    if point_weights is not None:
+        point_weights = point_weights.detach().expand(num_signals, num_points)
     data = [p.detach().contiguous() for p in parameters]
     cpu.sweep(
         points.detach().contiguous(),
@@ -47,7 +43,7 @@ def sweep(
         data[1::2],
         [*omegas, 1.0],
         sum(p.ndim == 2 for p in data[::2]),
-        scale.float().contiguous(),
+        scale.contiguous(),
         point_weights,
         losses=total,
         dweights=gradients[::2],

@@ -52,16 +52,9 @@ def sweep(
     Plain layers are shared by all signals, stacked ones belong to one each. `tile` is the number of points at once;
     None takes TILE_ELEMENTS' worth.
     """
-    num_signals, num_points, channels = values.shape
-    # new_zeros, not zeros_like: gradients are contiguous whatever the parameters are.
-    gradients = [p.new_zeros(p.shape) if w else None for p, w in zip(parameters, wanted, strict=True)]
-    point_gradient = points.new_zeros(points.shape) if want_points else None
-    if point_weights is None:
-        norm = torch.full((num_signals,), num_points * channels, dtype=torch.float64, device=values.device)
-    else:
-        norm = (point_weights.double().sum(-1) * channels).expand(num_signals)
-    scale = 2 / norm if signal_weights is None else 2 * signal_weights.double() / norm
-    scale = scale.to(values.dtype)
+    num_signals, num_points, _ = values.shape
+    gradients, point_gradient = empty_gradients(points, parameters, wanted, want_points)
+    norm, scale = normalisation(values, signal_weights, point_weights)
     total = torch.zeros_like(norm)
 
     independent = parameters[0].ndim == 3
@@ -80,6 +73,30 @@ def sweep(
         if gradient is not None:
             gradient.mul_(omega)
     return Swept((total / norm).to(values.dtype), gradients, point_gradient)
+
+
+def empty_gradients(
+    points: Tensor, parameters: Sequence[Tensor], wanted: Sequence[bool], want_points: bool
+) -> tuple[list[Tensor | None], Tensor | None]:
+    """Zeros for each wanted gradient of the parameters, and for that of the points."""
+    # new_zeros, not zeros_like: gradients are contiguous whatever the parameters are.
+    gradients = [p.new_zeros(p.shape) if w else None for p, w in zip(parameters, wanted, strict=True)]
+    return gradients, points.new_zeros(points.shape) if want_points else None
+
+
+def normalisation(
+    values: Tensor,  # [N, P, C]
+    signal_weights: Tensor | None,  # [N]
+    point_weights: Tensor | None,  # [P] or [N, P]
+) -> tuple[Tensor, Tensor]:  # [N] float64, [N]
+    """(what a signal's sum of squares is divided by, what makes its residuals the gradient of the weighted sum)"""
+    num_signals, num_points, channels = values.shape
+    if point_weights is None:
+        norm = torch.full((num_signals,), num_points * channels, dtype=torch.float64, device=values.device)
+    else:
+        norm = (point_weights.double().sum(-1) * channels).expand(num_signals)
+    scale = 2 / norm if signal_weights is None else 2 * signal_weights.double() / norm
+    return norm, scale.to(values.dtype)
 
 
 def _balanced_tile(num_points: int, elements_per_point: int) -> int:
