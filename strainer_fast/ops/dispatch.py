@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
+import warnings
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
 from strainer_fast._checks import bad_input, check_choice
 from strainer_fast.kernels import cpu
 
-IMPLEMENTATIONS = ("native", "tiled", "torch")
-"""What this version can run, fastest first."""
+IMPLEMENTATIONS = ("triton", "native", "tiled", "torch")
+"""What this version can run: kernels for a GPU, then for a CPU, fastest first."""
+
+MINIMUM_TRITON = (3, 2)
+MINIMUM_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True)
@@ -30,12 +37,21 @@ def choose(
     is replaced silently.
     """
     check_choice("implementation", implementation, ("auto", *IMPLEMENTATIONS), "'auto' takes the fastest there is.")
+    if implementation == "triton":
+        why = triton_missing(device, dtype)
+        if why is not None:
+            raise bad_input("implementation", "'triton' where it can run", why, "Use 'auto'.")
+        return Choice("triton", "asked for by name")
     if implementation not in ("auto", "native"):
         return Choice(implementation, "asked for by name")
     if device.type != "cpu":
         if implementation == "native":
             raise bad_input("implementation", "'native' on the CPU", f"device {device}", "Use 'auto'.")
-        return Choice("torch", f"plain PyTorch with autograd: this version has no kernels for {device.type}")
+        why = triton_missing(device, dtype)
+        if why is None:
+            return Choice("triton", "kernels for this GPU, one pass over waves of points")
+        _warn_once(f"strainer_fast runs plain PyTorch on {device}: {why}")
+        return Choice("torch", f"plain PyTorch with autograd: {why}")
     level = cpu.level()
     if implementation == "native":
         if level is None:
@@ -52,6 +68,44 @@ def choose(
     else:
         return Choice("native", f"C++ kernels for {level}, one pass over tiles of points; the fastest on a CPU")
     return Choice("tiled", f"one pass over tiles of points in PyTorch's calls; {why}")
+
+
+def triton_missing(device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
+    """Why the Triton kernels cannot run on a device; None where they can.
+
+    On the CPU they run only where Triton was loaded in interpreter mode, which is for tests.
+    """
+    if device.type not in ("cuda", "cpu"):
+        return f"no Triton kernels for {device.type}"
+    if dtype == torch.float64:
+        return "the Triton kernels compute in float32, not float64"
+    problem = _triton_problem()
+    if problem is not None:
+        return problem
+    if device.type == "cpu":
+        from strainer_fast.kernels.chip import is_interpreted
+
+        return None if is_interpreted() else "CPU tensors, and Triton was not loaded in interpreter mode"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < MINIMUM_CAPABILITY:
+        have = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        return f"the Triton kernels need compute capability {'.'.join(map(str, MINIMUM_CAPABILITY))}, this has {have}"
+    return None
+
+
+@cache
+def _triton_problem() -> str | None:
+    """What is wrong with the installed Triton, without importing it."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    version = importlib.metadata.version("triton")
+    if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_TRITON:
+        return f"Triton {version} is too old: {'.'.join(map(str, MINIMUM_TRITON))} or newer is needed"
+    return None
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=4)
 
 
 _FIX = "Install strainer_fast where g++ or clang++ works, or use 'auto'."

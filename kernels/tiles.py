@@ -1,0 +1,85 @@
+"""The table of tiles, as data; see configs.py for what chooses from it and `make tune` for what writes it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Sizes of a kernel's tile, powers of two of at least 16; warps and pipeline stages of a program."""
+
+    points: int = 64
+    outputs: int = 64
+    inputs: int = 32
+    warps: int = 4
+    stages: int = 3
+
+
+@dataclass(frozen=True)
+class Row:
+    """Tiles for layers up to `width` units."""
+
+    kernel: str
+    generation: str
+    precisions: tuple[str, ...]
+    width: int
+    tiles: Tiles
+    few: bool = False  # for so few points that larger tiles would leave multiprocessors idle
+
+
+HALF, TF32, FP32 = ("half",), ("tf32",), ("fp32",)
+ANY = 1 << 20  # widths without a limit
+
+
+def _rows(kernel: str, precisions: tuple[str, ...], generations: str, *sizes: tuple[int, Tiles]) -> list[Row]:
+    return [Row(kernel, g, precisions, width, tiles) for g in generations.split() for width, tiles in sizes]
+
+
+def _few(kernel: str, precisions: tuple[str, ...], generations: str, tiles: Tiles) -> list[Row]:
+    return [Row(kernel, g, precisions, ANY, tiles, few=True) for g in generations.split()]
+
+
+NVIDIA = "ampere ada hopper"
+
+# Tiles(points, outputs, inputs, warps, stages). What each takes of a chip: docs/aot.md.
+TABLE: tuple[Row, ...] = (
+    # y = sin(x W^T + b): points x outputs, in steps of inputs
+    *_rows("forward", HALF, "ampere hopper", (16, Tiles(128, 16, 16, 4, 2)), (32, Tiles(128, 32, 32, 4, 2)),
+           (64, Tiles(128, 64, 64, 4, 2)), (ANY, Tiles(128, 128, 64, 8, 3))),
+    *_rows("forward", HALF, "ada", (16, Tiles(128, 16, 16, 4, 2)), (32, Tiles(128, 32, 32, 4, 2)),
+           (64, Tiles(128, 64, 64, 4, 2)), (ANY, Tiles(128, 128, 32, 8, 3))),
+    *_rows("forward", TF32, NVIDIA, (16, Tiles(128, 16, 16, 4, 2)), (32, Tiles(128, 32, 32, 4, 2)),
+           (64, Tiles(64, 64, 32, 4, 3)), (ANY, Tiles(64, 128, 32, 8, 3))),
+    *_rows("forward", FP32, NVIDIA, (16, Tiles(64, 16, 16, 4, 2)), (32, Tiles(64, 32, 32, 4, 2)),
+           (ANY, Tiles(64, 64, 32, 4, 3))),
+    *_few("forward", HALF, NVIDIA, Tiles(64, 64, 64, 4, 3)),
+    *_few("forward", TF32, NVIDIA, Tiles(64, 64, 32, 4, 3)),
+    # dx = dz W: points x inputs, in steps of outputs
+    *_rows("input_gradient", HALF, "ampere hopper", (16, Tiles(128, 16, 16, 4, 2)), (32, Tiles(128, 32, 32, 4, 2)),
+           (64, Tiles(128, 64, 64, 4, 2)), (ANY, Tiles(128, 64, 128, 8, 3))),
+    *_rows("input_gradient", HALF, "ada", (16, Tiles(128, 16, 16, 4, 2)), (32, Tiles(128, 32, 32, 4, 2)),
+           (64, Tiles(128, 64, 64, 4, 2)), (ANY, Tiles(128, 32, 128, 8, 3))),
+    *_rows("input_gradient", TF32, NVIDIA, (16, Tiles(128, 16, 16, 4, 2)), (32, Tiles(128, 32, 32, 4, 2)),
+           (64, Tiles(64, 32, 64, 4, 3)), (ANY, Tiles(64, 32, 128, 8, 3))),
+    *_rows("input_gradient", FP32, NVIDIA, (16, Tiles(64, 16, 16, 4, 2)), (32, Tiles(64, 32, 32, 4, 2)),
+           (ANY, Tiles(64, 32, 64, 4, 3))),
+    *_few("input_gradient", HALF, NVIDIA, Tiles(64, 64, 64, 4, 3)),
+    *_few("input_gradient", TF32, NVIDIA, Tiles(64, 32, 64, 4, 3)),
+    # dW = dz^T x: outputs x inputs, in steps of points
+    *_rows("weight_gradient", HALF, NVIDIA, (16, Tiles(64, 16, 16, 4, 2)), (32, Tiles(64, 32, 32, 4, 2)),
+           (64, Tiles(64, 64, 64, 4, 3)), (ANY, Tiles(64, 128, 128, 8, 3))),
+    *_rows("weight_gradient", TF32, NVIDIA, (16, Tiles(32, 16, 16, 4, 2)), (32, Tiles(32, 32, 32, 4, 2)),
+           (64, Tiles(32, 64, 64, 4, 3)), (ANY, Tiles(32, 128, 64, 8, 3))),
+    *_rows("weight_gradient", FP32, NVIDIA, (16, Tiles(32, 16, 16, 4, 2)), (32, Tiles(32, 32, 32, 4, 2)),
+           (ANY, Tiles(32, 64, 64, 4, 3))),
+    # AMD: fewer stages, 64 KiB of shared memory
+    *_rows("forward", HALF, "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(128, 128, 32, 8, 2))),
+    *_rows("input_gradient", HALF, "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(128, 32, 128, 8, 2))),
+    *_rows("weight_gradient", HALF, "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(64, 128, 128, 8, 2))),
+    *_rows("forward", ("tf32", "fp32"), "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(64, 64, 32, 4, 2))),
+    *_rows("input_gradient", ("tf32", "fp32"), "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(64, 32, 64, 4, 2))),
+    *_rows("weight_gradient", ("tf32", "fp32"), "hip", (32, Tiles(32, 32, 32, 4, 2)), (ANY, Tiles(32, 64, 64, 4, 2))),
+    # The interpreter pays per operation, not per number.
+    *(Row(kernel, "interpreter", ("half", "tf32", "fp32"), width, tiles)
+      for kernel in ("forward", "input_gradient", "weight_gradient")
+      for width, tiles in ((16, Tiles(256, 16, 16)), (64, Tiles(256, 64, 64)), (ANY, Tiles(256, 256, 256)))),
+)  # fmt: skip
