@@ -47,9 +47,9 @@ def mm(a, b, sums, PRECISION: tl.constexpr, TARGET: tl.constexpr):
             return tl.dot(_round_mantissa(a, 10), _round_mantissa(b, 10), sums)
         if PRECISION == "bf16":
             return tl.dot(_round_mantissa(a.to(tl.float32), 7), _round_mantissa(b.to(tl.float32), 7), sums)
-        return tl.dot(a, b, sums)
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), sums)
     if PRECISION == "fp32":
-        return tl.dot(a, b, sums, input_precision="ieee")
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), sums, input_precision="ieee")
     if PRECISION == "tf32":
         return tl.dot(a, b, sums, input_precision="tf32")
     if PRECISION == "fp16":

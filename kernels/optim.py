@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .checks import check_same_device, check_tensor, launch_options, wrong
 from .chip import current_chip
 from .mm import PRECISIONS, mm, to_operand
 
@@ -105,7 +106,6 @@ class Table:
         scales = [(s.factor, s.omega) for s in self.segments]
         self.scales = torch.tensor(scales, dtype=torch.float32, device=device).view(-1, 2)
         self.blocks = torch.tensor(blocks, dtype=torch.int32, device=device).view(-1, 2)
-        self.device = self.fields.device
 
     def _padded(self, s: Segment, kind: str) -> int:
         return self.groups * s.count * int(getattr(s, f"{kind}_rows")) * int(getattr(s, f"{kind}_columns"))
@@ -121,28 +121,25 @@ class Table:
 
 
 def _check_segment(name: str, s: Segment) -> None:
-    # Within a segment the kernels count in 32 bits.
-    if min(s.count, s.rows, s.columns) < 1 or s.offset < 0 or s.size >= 2**31 - 2**16:
-        raise ValueError(
-            f"{name}: expected positive sizes, an offset of 0 or more and fewer than 2^31 elements, got {s}. "
-            "Split a larger stack into several segments."
+    # Within a group's stack the kernels count in 32 bits.
+    most = s.count * max(s.rows * s.columns, s.partial_rows * s.partial_columns, s.copy_rows * s.copy_columns)
+    if min(s.count, s.rows, s.columns) < 1 or s.offset < 0 or most >= 2**31 - 2**16:
+        raise wrong(
+            name,
+            "positive sizes, an offset of 0 or more and fewer than 2^31 elements with padding",
+            s,
+            "Split a larger stack into several segments.",
         )
     for kind, first in (("partial", s.partial if s.trained else -1), ("copy", max(s.copy, s.transposed))):
         padded = (getattr(s, f"{kind}_rows"), getattr(s, f"{kind}_columns"))
         if first >= 0 and (padded[0] < s.rows or padded[1] < s.columns):
-            raise ValueError(
-                f"{name}: expected {kind}_rows and {kind}_columns of at least {s.rows} and {s.columns}, got {padded}. "
-                "Give the sizes with padding."
-            )
+            expected = f"{kind}_rows and {kind}_columns of at least {s.rows} and {s.columns}"
+            raise wrong(name, expected, padded, "Give the sizes with padding.")
     if s.trained and (s.partial < 0 or s.splits < 1 or not math.isfinite(s.factor)):
-        raise ValueError(
-            f"{name}: expected partial sums (partial >= 0, splits >= 1, a finite factor), got partial {s.partial}, "
-            f"splits {s.splits}, factor {s.factor}. Set them, or trained=False."
-        )
+        got = f"partial {s.partial}, splits {s.splits}, factor {s.factor}"
+        raise wrong(name, "partial >= 0, splits >= 1 and a finite factor", got, "Set them, or trained=False.")
     if s.exact and s.transposed >= 0:
-        raise ValueError(
-            f"{name}: expected no transposed copy beside an exact one, got transposed {s.transposed}. Leave it at -1."
-        )
+        raise wrong(name, "no transposed copy beside an exact one", f"transposed {s.transposed}", "Leave it at -1.")
 
 
 def _end(name: str, ranges: list[tuple[int, int]]) -> int:
@@ -150,10 +147,7 @@ def _end(name: str, ranges: list[tuple[int, int]]) -> int:
     ends = sorted((first, first + size) for first, size in ranges)
     for (_, end), (first, _) in pairwise(ends):
         if first < end:
-            raise ValueError(
-                f"{name}: expected segments that do not overlap, got one that begins at {first} before another ends "
-                f"at {end}. Place it at {end} or later."
-            )
+            raise wrong(name, f"the next segment at {end} or later", first, "Place segments so that none overlap.")
     return ends[-1][1] if ends else 0
 
 
@@ -171,14 +165,14 @@ def _locate(blocks_ptr, fields_ptr, num_blocks, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _coordinates(group, fields, element):
-    """Matrix in the stack of all groups (int64), row and column of elements."""
+def _coordinates(fields, element):
+    """Matrix in the group's stack, row and column of elements."""
     size = tl.load(fields + _MATRIX).to(tl.int32)
     columns = tl.load(fields + _COLUMNS).to(tl.int32)
     matrix = element // size
     inside = element - matrix * size
     row = inside // columns
-    return group * tl.load(fields + _COUNT) + matrix, row, inside - row * columns
+    return matrix, row, inside - row * columns
 
 
 @triton.jit
@@ -195,17 +189,19 @@ def _reduce_kernel(
     AT_ONCE: tl.constexpr,
 ):
     group, segment, fields, element, mask = _locate(blocks_ptr, fields_ptr, num_blocks, BLOCK)
-    matrix, row, column = _coordinates(group, fields, element)
-    at = tl.load(fields + _PARTIAL) + matrix * tl.load(fields + _PARTIAL_MATRIX)
-    at += row * tl.load(fields + _PARTIAL_ROW) + column
+    matrix, row, column = _coordinates(fields, element)
+    # Where the group's stack begins takes 64 bits, what is inside of it 32.
+    stack = tl.load(fields + _PARTIAL_MATRIX)
+    partials_ptr += tl.load(fields + _PARTIAL) + group * tl.load(fields + _COUNT) * stack
+    at = matrix * stack.to(tl.int32) + row * tl.load(fields + _PARTIAL_ROW).to(tl.int32) + column
     stride, splits = tl.load(fields + _PARTIAL_SPLIT), tl.load(fields + _SPLITS).to(tl.int32)
     sums = tl.zeros([BLOCK], tl.float32)
     for first in range(0, splits, AT_ONCE):  # loads of several splits under way at once, added in order
         for i in tl.static_range(AT_ONCE):
             split = first + i
-            sums += tl.load(partials_ptr + at + split * stride, mask=mask & (split < splits), other=0.0)
+            sums += tl.load(partials_ptr + split * stride + at, mask=mask & (split < splits), other=0.0)
     gradient = sums * tl.load(scales_ptr + 2 * segment)
-    tl.store(gradients_ptr + group * length + tl.load(fields + _OFFSET) + element, gradient, mask=mask)
+    tl.store(gradients_ptr + (group * length + tl.load(fields + _OFFSET)) + element, gradient, mask=mask)
     finite = tl.abs(gradient) < float("inf")  # false for NaN too
     wrong = tl.max(tl.where(finite, 0, 1), axis=0)
     tl.atomic_max(bad_ptr + group, wrong, mask=wrong > 0, sem="relaxed")
@@ -225,17 +221,18 @@ def _store_copies(
     PRECISION: tl.constexpr,
     TARGET: tl.constexpr,
 ):
-    matrix, row, column = _coordinates(group, fields, element)
+    matrix, row, column = _coordinates(fields, element)
     scaled = parameter * tl.load(scales_ptr + 2 * segment + 1)
     rounded = to_operand(scaled, PRECISION, TARGET).to(copies_ptr.dtype.element_ty)
     copy, transposed = tl.load(fields + _COPY), tl.load(fields + _TRANSPOSED)
     exact = tl.load(fields + _EXACT) != 0
-    first = matrix * tl.load(fields + _COPY_MATRIX)
-    at = copy + first + row * tl.load(fields + _COPY_ROW) + column
-    tl.store(bias_copies_ptr + at, scaled, mask=mask & (copy >= 0) & exact)
-    tl.store(copies_ptr + at, rounded, mask=mask & (copy >= 0) & (exact == 0))
-    at = transposed + first + column * tl.load(fields + _TRANSPOSED_ROW) + row
-    tl.store(copies_ptr + at, rounded, mask=mask & (transposed >= 0))
+    stack = tl.load(fields + _COPY_MATRIX)
+    first, matrix = group * tl.load(fields + _COUNT) * stack, matrix * stack.to(tl.int32)
+    at = matrix + row * tl.load(fields + _COPY_ROW).to(tl.int32) + column
+    tl.store(bias_copies_ptr + (copy + first) + at, scaled, mask=mask & (copy >= 0) & exact)
+    tl.store(copies_ptr + (copy + first) + at, rounded, mask=mask & (copy >= 0) & (exact == 0))
+    at = matrix + column * tl.load(fields + _TRANSPOSED_ROW).to(tl.int32) + row
+    tl.store(copies_ptr + (transposed + first) + at, rounded, mask=mask & (transposed >= 0))
 
 
 @triton.jit
@@ -253,8 +250,8 @@ def _copies_kernel(
     TARGET: tl.constexpr,
 ):
     group, segment, fields, element, mask = _locate(blocks_ptr, fields_ptr, num_blocks, BLOCK)
-    at = group * length + tl.load(fields + _OFFSET) + element
-    parameter = tl.load(parameters_ptr + at, mask=mask, other=0.0)
+    first = group * length + tl.load(fields + _OFFSET)
+    parameter = tl.load(parameters_ptr + first + element, mask=mask, other=0.0)
     _store_copies(
         parameter, copies_ptr, bias_copies_ptr, scales_ptr, group, segment, fields, element, mask, PRECISION, TARGET
     )
@@ -303,20 +300,20 @@ def _adam_kernel(
     group, segment, fields, element, inside = _locate(blocks_ptr, fields_ptr, num_blocks, BLOCK)
     good = inside & (tl.load(bad_ptr + group) == 0)
     mask = good & (tl.load(fields + _SPLITS) > 0)
-    at = group * length + tl.load(fields + _OFFSET) + element
-    parameter = tl.load(parameters_ptr + at, mask=good, other=0.0)
+    first = group * length + tl.load(fields + _OFFSET)
+    parameter = tl.load(parameters_ptr + first + element, mask=good, other=0.0)
     if PREVIOUS:
-        tl.store(previous_ptr + at, parameter, mask=good)
-    gradient = tl.load(gradients_ptr + at, mask=mask, other=0.0)
-    m = beta1 * tl.load(exp_avg_ptr + at, mask=mask, other=0.0) + rest1 * gradient
-    v = beta2 * tl.load(exp_avg_sq_ptr + at, mask=mask, other=0.0) + rest2 * gradient * gradient
+        tl.store(previous_ptr + first + element, parameter, mask=good)
+    gradient = tl.load(gradients_ptr + first + element, mask=mask, other=0.0)
+    m = beta1 * tl.load(exp_avg_ptr + first + element, mask=mask, other=0.0) + rest1 * gradient
+    v = beta2 * tl.load(exp_avg_sq_ptr + first + element, mask=mask, other=0.0) + rest2 * gradient * gradient
     t = (tl.load(step_ptr + group) + 1).to(tl.float32)
     size = tl.load(learning_rate_ptr + group) / _one_minus_power(log_beta1, t)
     denominator = tl.sqrt(v) / tl.sqrt(_one_minus_power(log_beta2, t)) + eps
     parameter -= size * (m / tl.where(mask, denominator, 1.0))
-    tl.store(exp_avg_ptr + at, m, mask=mask)
-    tl.store(exp_avg_sq_ptr + at, v, mask=mask)
-    tl.store(parameters_ptr + at, parameter, mask=mask)
+    tl.store(exp_avg_ptr + first + element, m, mask=mask)
+    tl.store(exp_avg_sq_ptr + first + element, v, mask=mask)
+    tl.store(parameters_ptr + first + element, parameter, mask=mask)
     _store_copies(
         parameter, copies_ptr, bias_copies_ptr, scales_ptr, group, segment, fields, element, mask, PRECISION, TARGET
     )
@@ -332,110 +329,45 @@ def _advance_kernel(step_ptr, bad_ptr, skipped_ptr, groups, BLOCK: tl.constexpr)
     tl.store(bad_ptr + group, tl.zeros_like(bad), mask=mask)
 
 
-@triton.jit
-def _squares_kernel(x_ptr, parts_ptr, size, parts, BLOCK: tl.constexpr):
-    """Sums of squares of blocks of each matrix: x [N, size] -> [N, parts]."""
-    program = tl.program_id(0)
-    offsets = (program % parts) * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(x_ptr + (program // parts).to(tl.int64) * size + offsets, mask=offsets < size, other=0.0)
-    tl.store(parts_ptr + program, tl.sum(x * x, axis=0))
-
-
-@triton.jit
-def _normalise_kernel(x_ptr, parts_ptr, y_ptr, size, parts, eps, BLOCK: tl.constexpr, PARTS: tl.constexpr):
-    """y = x / (Frobenius norm + eps), x and y [N, size]."""
-    program = tl.program_id(0)
-    matrix = (program // parts).to(tl.int64)
-    each = tl.arange(0, PARTS)
-    squares = tl.sum(tl.load(parts_ptr + matrix * parts + each, mask=each < parts, other=0.0), axis=0)
-    offsets = (program % parts) * BLOCK + tl.arange(0, BLOCK)
-    mask = offsets < size
-    x = tl.load(x_ptr + matrix * size + offsets, mask=mask, other=0.0)
-    tl.store(y_ptr + matrix * size + offsets, x / (tl.sqrt(squares) + eps), mask=mask)
-
-
-@triton.jit
-def _product_kernel(
-    a_ptr,  # [N, m, k] by strides
-    b_ptr,  # [N, k, n] by strides
-    d_ptr,  # [N, m, n], with the strides of c
-    c_ptr,  # [N, m, n] by strides
-    alpha,
-    beta,
-    m,
-    n,
-    k,
-    stride_an,
-    stride_am,
-    stride_ak,
-    stride_bn,
-    stride_bk,
-    stride_bc,
-    stride_cn,
-    stride_cm,
-    stride_cc,
-    BETA: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-    TARGET: tl.constexpr,
-):
-    """c = alpha a b, and with BETA + beta d; float32 in memory, operands rounded to PRECISION."""
-    program = tl.program_id(0)
-    across, down = tl.cdiv(n, BLOCK_N), tl.cdiv(m, BLOCK_M)
-    matrix = (program // (across * down)).to(tl.int64)
-    rows = ((program // across) % down) * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = (program % across) * BLOCK_N + tl.arange(0, BLOCK_N)
-    row_mask, column_mask = (rows < m)[:, None], (columns < n)[None, :]
-    ks = tl.arange(0, BLOCK_K)
-    a_at = a_ptr + matrix * stride_an + rows[:, None].to(tl.int64) * stride_am
-    b_at = b_ptr + matrix * stride_bn + columns[None, :].to(tl.int64) * stride_bc
-    sums = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for first in range(0, k, BLOCK_K):
-        inner = (first + ks).to(tl.int64)
-        a = tl.load(a_at + inner[None, :] * stride_ak, mask=row_mask & (inner < k)[None, :], other=0.0)
-        b = tl.load(b_at + inner[:, None] * stride_bk, mask=(inner < k)[:, None] & column_mask, other=0.0)
-        sums = mm(a, b, sums, PRECISION, TARGET)
-    at = matrix * stride_cn + rows[:, None].to(tl.int64) * stride_cm + columns[None, :].to(tl.int64) * stride_cc
-    sums *= alpha
-    if BETA:
-        sums += beta * tl.load(d_ptr + at, mask=row_mask & column_mask, other=0.0)
-    tl.store(c_ptr + at, sums, mask=row_mask & column_mask)
-
-
-def _check(name, tensor, dtype, device, shape=None, size=None):
-    """That a tensor is contiguous, of dtype, on device, and of a shape or flat with at least `size` elements."""
-    fits = isinstance(tensor, torch.Tensor) and tensor.dtype == dtype and tensor.device == device
-    fits = fits and tensor.is_contiguous()
-    if fits and (tuple(tensor.shape) == tuple(shape) if shape is not None else tensor.ndim == 1 and len(tensor) >= size):
-        return
-    wanted = f"of shape {list(shape)}" if shape is not None else f"of one dimension and at least {size} elements"
-    got = repr(tensor)
-    if isinstance(tensor, torch.Tensor):
-        got = f"{tensor.dtype} {list(tensor.shape)} with strides {tensor.stride()} on {tensor.device}"
-    raise ValueError(
-        f"{name}: expected a contiguous {dtype} tensor {wanted} on {device}, got {got}. "
-        "Convert it, or call .contiguous(), or make it as large as the table says."
-    )
-
-
 def _check_flat(table, **buffers):
-    """That buffers [G, T] fit the table; T."""
-    first = next(iter(buffers.values()))
-    length = max(first.shape[-1] if isinstance(first, torch.Tensor) and first.ndim else 0, table.elements)
+    """That buffers fit the table: [G, T], all with one T, which is returned."""
+    check_same_device(table=table.fields, **buffers)
     for name, buffer in buffers.items():
-        _check(name, buffer, torch.float32, table.device, (table.groups, length))
+        check_tensor(name, buffer, (table.groups, None), contiguous=True)
+    length = next(iter(buffers.values())).shape[1]
+    for name, buffer in buffers.items():
+        if buffer.shape[1] != length or length < table.elements:
+            expected = f"shape [{table.groups}, T], T the same for all and at least {table.elements}"
+            raise wrong(name, expected, list(buffer.shape), "Allocate [table.groups, table.elements].")
     return length
 
 
+def _check_size(name, tensor, dtype, size):
+    """That a flat buffer has at least `size` elements; None will do for none."""
+    if tensor is None and size == 0:
+        return
+    if tensor is None or tensor.ndim != 1 or len(tensor) < size:
+        got = None if tensor is None else f"shape {list(tensor.shape)}"
+        raise wrong(name, f"a flat tensor of at least {size} elements", got, "Allocate it at the size stated.")
+    check_tensor(name, tensor, (None,), (dtype,), contiguous=True)
+
+
+def _check_groups(groups, **vectors):
+    """That counters are [G] int32."""
+    for name, vector in vectors.items():
+        check_tensor(name, vector, (groups,), (torch.int32,), contiguous=True)
+
+
 def _check_copies(table, copies, bias_copies, precision):
+    _check_precision(precision)
+    check_same_device(table=table.fields, copies=copies, bias_copies=bias_copies)
+    _check_size("copies", copies, DTYPES[precision], table.copies)
+    _check_size("bias_copies", bias_copies, torch.float32, table.bias_copies)
+
+
+def _check_precision(precision):
     if precision not in PRECISIONS:
-        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}. Choose one of these.")
-    if copies is not None or table.copies:
-        _check("copies", copies, DTYPES[precision], table.device, size=table.copies)
-    if bias_copies is not None or table.bias_copies:
-        _check("bias_copies", bias_copies, torch.float32, table.device, size=table.bias_copies)
+        raise wrong("precision", f"one of {', '.join(PRECISIONS)}", repr(precision), "Choose one of these.")
 
 
 def launch_reduce(table, partials, gradients, bad):
@@ -447,13 +379,15 @@ def launch_reduce(table, partials, gradients, bad):
         bad: [G] int32, set to 1 for groups with a gradient that is not finite and else left alone.
     """
     length = _check_flat(table, gradients=gradients)
-    _check("partials", partials, torch.float32, table.device, size=table.partials)
-    _check("bad", bad, torch.int32, table.device, (table.groups,))
+    check_same_device(table=table.fields, partials=partials, bad=bad)
+    _check_size("partials", partials, torch.float32, table.partials)
+    _check_groups(table.groups, bad=bad)
     if table.num_blocks * table.groups:
         _reduce_kernel[(table.num_blocks * table.groups,)](
             *(partials, gradients, bad, table.blocks, table.fields, table.scales, table.num_blocks, length),
             BLOCK=table.block,
             AT_ONCE=4,
+            **launch_options(8, 1),
         )
 
 
@@ -493,18 +427,15 @@ def launch_adam(
         exp_avg_sq=exp_avg_sq,
         **({} if previous is None else {"previous": previous}),
     )
-    for name, tensor, dtype in (
-        ("step", step, torch.int32),
-        ("learning_rate", learning_rate, torch.float32),
-        ("bad", bad, torch.int32),
-    ):
-        _check(name, tensor, dtype, table.device, (table.groups,))
+    check_same_device(table=table.fields, step=step, learning_rate=learning_rate, bad=bad)
+    _check_groups(table.groups, step=step, bad=bad)
+    check_tensor("learning_rate", learning_rate, (table.groups,), contiguous=True)
     _check_copies(table, copies, bias_copies, precision)
     for name, beta in (("beta1", beta1), ("beta2", beta2)):
         if not 0 <= beta < 1:
-            raise ValueError(f"{name}: expected a number in [0, 1), got {beta}. Use 0.9 and 0.999 if unsure.")
+            raise wrong(name, "a number in [0, 1)", beta, "Use 0.9 and 0.999 if unsure.")
     if not eps >= 0:
-        raise ValueError(f"eps: expected 0 or more, got {eps}. Use 1e-8 if unsure.")
+        raise wrong("eps", "0 or more", eps, "Use 1e-8 if unsure.")
     if table.num_blocks * table.groups:
         _adam_kernel[(table.num_blocks * table.groups,)](
             *(parameters, gradients, exp_avg, exp_avg_sq, parameters if previous is None else previous),
@@ -518,13 +449,15 @@ def launch_adam(
             BLOCK=table.block,
             PRECISION=precision,
             TARGET=current_chip().target,
+            **launch_options(8, 1),
         )
 
 
 def launch_advance(step, bad, skipped):
     """Count a step: step += 1 for good groups, skipped += 1 for bad ones, then bad = 0. All [G] int32, updated."""
-    for name, tensor in (("step", step), ("bad", bad), ("skipped", skipped)):
-        _check(name, tensor, torch.int32, step.device, (step.numel(),))
+    check_same_device(step=step, bad=bad, skipped=skipped)
+    _check_groups(None, step=step)
+    _check_groups(len(step), bad=bad, skipped=skipped)
     if step.numel():
         _advance_kernel[(triton.cdiv(step.numel(), 1024),)](step, bad, skipped, step.numel(), BLOCK=1024)
 
@@ -541,4 +474,178 @@ def launch_copies(table, parameters, copies, bias_copies, *, precision="fp32"):
             BLOCK=table.block,
             PRECISION=precision,
             TARGET=current_chip().target,
+            **launch_options(8, 1),
         )
+
+
+_SQUARES_BLOCK = 4096
+
+
+@triton.jit
+def _squares_kernel(x_ptr, parts_ptr, size, parts, BLOCK: tl.constexpr):
+    """Sums of squares of blocks of each matrix: x [N, size] -> [N, parts]."""
+    program = tl.program_id(0)
+    offsets = (program % parts) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + (program // parts).to(tl.int64) * size + offsets, mask=offsets < size, other=0.0)
+    tl.store(parts_ptr + program, tl.sum(x * x, axis=0))
+
+
+@triton.jit
+def _normalise_kernel(
+    x_ptr,  # [N, size]
+    parts_ptr,  # [N, parts]
+    y_ptr,  # [N, size]
+    size,
+    parts,
+    eps,
+    BLOCK: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TARGET: tl.constexpr,
+):
+    """y = x / (Frobenius norm + eps)."""
+    program = tl.program_id(0)
+    matrix = (program // parts).to(tl.int64)
+    each = tl.arange(0, PARTS)
+    squares = tl.sum(tl.load(parts_ptr + matrix * parts + each, mask=each < parts, other=0.0), axis=0)
+    offsets = (program % parts) * BLOCK + tl.arange(0, BLOCK)
+    mask = offsets < size
+    x = tl.load(x_ptr + matrix * size + offsets, mask=mask, other=0.0)
+    y = to_operand(x / (tl.sqrt(squares) + eps), PRECISION, TARGET)
+    tl.store(y_ptr + matrix * size + offsets, y, mask=mask)
+
+
+@triton.jit
+def _product_kernel(
+    a_ptr,  # [N, m, k] by strides
+    b_ptr,  # [N, k, n] by strides
+    d_ptr,  # [N, m, n], with the strides of c
+    c_ptr,  # [N, m, n] by strides
+    alpha,
+    beta,
+    m,
+    n,
+    k,
+    stride_an,
+    stride_am,
+    stride_ak,
+    stride_bn,
+    stride_bk,
+    stride_bc,
+    stride_cn,
+    stride_cm,
+    stride_cc,
+    BETA: tl.constexpr,
+    LAST: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TARGET: tl.constexpr,
+):
+    """c = alpha a b, and with BETA + beta d; c is rounded as an operand of the next product, unless it is the last."""
+    program = tl.program_id(0)
+    across, down = tl.cdiv(n, BLOCK_N), tl.cdiv(m, BLOCK_M)
+    matrix = (program // (across * down)).to(tl.int64)
+    rows = ((program // across) % down) * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = (program % across) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row_mask, column_mask = (rows < m)[:, None], (columns < n)[None, :]
+    ks = tl.arange(0, BLOCK_K)
+    a_at = a_ptr + matrix * stride_an + rows[:, None].to(tl.int64) * stride_am
+    b_at = b_ptr + matrix * stride_bn + columns[None, :].to(tl.int64) * stride_bc
+    sums = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for first in range(0, k, BLOCK_K):
+        inner = (first + ks).to(tl.int64)
+        a = tl.load(a_at + inner[None, :] * stride_ak, mask=row_mask & (inner < k)[None, :], other=0.0)
+        b = tl.load(b_at + inner[:, None] * stride_bk, mask=(inner < k)[:, None] & column_mask, other=0.0)
+        sums = mm(a, b, sums, PRECISION, TARGET)
+    at = matrix * stride_cn + rows[:, None].to(tl.int64) * stride_cm + columns[None, :].to(tl.int64) * stride_cc
+    sums *= alpha
+    if BETA:
+        sums += beta * tl.load(d_ptr + at, mask=row_mask & column_mask, other=0.0).to(tl.float32)
+    if LAST:
+        tl.store(c_ptr + at, sums, mask=row_mask & column_mask)
+    else:
+        tl.store(c_ptr + at, to_operand(sums, PRECISION, TARGET), mask=row_mask & column_mask)
+
+
+def _scratch_sizes(shape, precision):
+    """Elements of the sums of squares, of X twice and of A and its update."""
+    matrices, size, side = shape[0], shape[1] * shape[2], min(shape[1:])
+    sums = matrices * triton.cdiv(size, _SQUARES_BLOCK) * (4 // DTYPES[precision].itemsize)
+    # A multiple of 16 elements, so that what follows may be fetched 16 bytes at a time.
+    return [triton.cdiv(sums, 16) * 16, *2 * [matrices * size], *2 * [matrices * side * side]]
+
+
+def newton_schulz_scratch(shape, precision="fp32"):
+    """Elements of scratch, of DTYPES[precision], that launch_newton_schulz needs for stacks `shape` [N, out, in]."""
+    return sum(_scratch_sizes(shape, precision))
+
+
+def launch_newton_schulz(
+    x, out, scratch, *, steps=5, precision="fp32", coefficients=(3.4445, -4.7750, 2.0315), eps=1e-7
+):
+    """Muon's orthogonalisation of stacks of matrices: singular values are driven to about 1, zeros stay zero.
+
+    X = x / (Frobenius norm + eps), then `steps` times X = a X + (b A + c A A) X with A = X X^T, taken on the smaller
+    side. X and A are kept rounded to `precision`: terms that cancel must see the same numbers.
+
+    Args:
+        x: [N, out, in] float32, contiguous. out: of its shape, overwritten; may be x.
+        scratch: flat, of DTYPES[precision], newton_schulz_scratch(x.shape, precision) elements or more.
+        steps: 1 or more.
+        coefficients: a, b, c.
+    """
+    _check_precision(precision)
+    check_same_device(x=x, out=out, scratch=scratch)
+    check_tensor("x", x, (None, None, None), contiguous=True)
+    check_tensor("out", out, x.shape, contiguous=True)
+    if len(coefficients) != 3 or steps < 1:
+        raise wrong("coefficients, steps", "three numbers, 1 or more", f"{coefficients}, {steps}", "Use the defaults.")
+    if x.numel() == 0:
+        return
+    sizes = _scratch_sizes(x.shape, precision)
+    _check_size("scratch", scratch, DTYPES[precision], sum(sizes))
+    squares, now, then, gram, update = torch.split(scratch[: sum(sizes)], sizes)
+    squares = squares.view(torch.float32)
+    a, b, c = (float(number) for number in coefficients)
+    matrices, outputs, inputs = x.shape
+    size, short, long = outputs * inputs, min(outputs, inputs), max(outputs, inputs)
+    # A tall matrix is worked on as its transpose, by strides alone.
+    whole = (size, inputs, 1) if outputs <= inputs else (size, 1, inputs)
+    turned = (whole[0], whole[2], whole[1])
+    square = (short * short, short, 1)
+    target = current_chip().target
+    # The interpreter pays per operation, not per number.
+    block = min(128, max(32, triton.next_power_of_2(short))) if target == "interpreter" else 64
+
+    def product(
+        left, left_strides, right, right_strides, add, result, strides, columns, inner, alpha, beta, last=False
+    ):
+        _product_kernel[(matrices * triton.cdiv(short, block) * triton.cdiv(columns, block),)](
+            *(left, right, add, result, alpha, beta, short, columns, inner),
+            *(*left_strides, *right_strides, *strides),
+            BETA=beta != 0,
+            LAST=last,
+            BLOCK_M=block,
+            BLOCK_N=block,
+            BLOCK_K=block if target == "interpreter" else 32,
+            PRECISION=precision,
+            TARGET=target,
+        )
+
+    parts = triton.cdiv(size, _SQUARES_BLOCK)
+    _squares_kernel[(matrices * parts,)](x, squares, size, parts, BLOCK=_SQUARES_BLOCK)
+    _normalise_kernel[(matrices * parts,)](
+        *(x, squares, now, size, parts, float(eps)),
+        BLOCK=_SQUARES_BLOCK,
+        PARTS=triton.next_power_of_2(parts),
+        PRECISION=precision,
+        TARGET=target,
+    )
+    for i in range(steps):
+        last = i == steps - 1
+        product(now, whole, now, turned, gram, gram, square, short, long, 1.0, 0.0)
+        product(gram, square, gram, square, gram, update, square, short, short, c, b)
+        product(update, square, now, whole, now, out if last else then, whole, long, short, 1.0, a, last)
+        now, then = then, now

@@ -71,6 +71,13 @@ TABLE: tuple[Row, ...] = (
            (64, Tiles(32, 64, 64, 4, 3)), (ANY, Tiles(32, 128, 64, 8, 3))),
     *_rows("weight_gradient", FP32, NVIDIA, (16, Tiles(32, 16, 16, 4, 2)), (32, Tiles(32, 32, 32, 4, 2)),
            (ANY, Tiles(32, 64, 64, 4, 3))),
+    # heads with their loss: points; all columns and the whole width at once
+    *_rows("heads", HALF, NVIDIA, (32, Tiles(128, 32, 32, 4, 2)), (64, Tiles(128, 32, 64, 4, 2)),
+           (128, Tiles(64, 32, 128, 4, 2)), (256, Tiles(64, 32, 256, 8, 2))),
+    *_rows("heads", TF32, NVIDIA, (32, Tiles(64, 32, 32, 4, 2)), (64, Tiles(64, 32, 64, 4, 2)),
+           (128, Tiles(32, 32, 128, 4, 2)), (256, Tiles(32, 32, 256, 8, 2))),
+    *_rows("heads", FP32, NVIDIA, (32, Tiles(32, 32, 32, 4, 2)), (64, Tiles(32, 32, 64, 4, 2)),
+           (128, Tiles(16, 32, 128, 4, 2)), (256, Tiles(16, 32, 256, 8, 1))),
     # AMD: fewer stages, 64 KiB of shared memory
     *_rows("forward", HALF, "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(128, 128, 32, 8, 2))),
     *_rows("input_gradient", HALF, "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(128, 32, 128, 8, 2))),
@@ -82,4 +89,5 @@ TABLE: tuple[Row, ...] = (
     *(Row(kernel, "interpreter", ("half", "tf32", "fp32"), width, tiles)
       for kernel in ("forward", "input_gradient", "weight_gradient")
       for width, tiles in ((16, Tiles(256, 16, 16)), (64, Tiles(256, 64, 64)), (ANY, Tiles(256, 256, 256)))),
+    *_rows("heads", ("half", "tf32", "fp32"), "interpreter", (512, Tiles(256, 32, 512))),
 )  # fmt: skip

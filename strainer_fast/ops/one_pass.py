@@ -15,7 +15,7 @@ from torch import Tensor
 
 from strainer_fast import reference
 from strainer_fast._checks import Omega, bad_input, check_count, omega_per_layer
-from strainer_fast.ops import native, tiled
+from strainer_fast.ops import native, tiled, triton
 from strainer_fast.ops.dispatch import choose
 
 
@@ -114,7 +114,7 @@ def losses_and_gradients(
     return losses.detach(), list(gradients)
 
 
-_ENGINES = {"native": native, "tiled": tiled}
+_ENGINES = {"triton": triton, "native": native, "tiled": tiled}
 """Modules whose `sweep` computes losses and gradients together."""
 
 

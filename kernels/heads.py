@@ -1,0 +1,511 @@
+"""Linear heads with their loss: N heads as one product, residual, error sums and all gradients in the same pass.
+
+A column of the product is one channel of one signal: column j of network n belongs to signal n * heads + j // channels.
+Heads that share their features (STRAINER: one network, N heads) and independent networks (N networks, a head each) are
+the same kernel with other strides.
+
+`heads_kernel` does everything for up to MOST_COLUMNS columns: a program owns a share of the points, keeps the head
+gradients in registers, and writes dz of the last sine layer; predictions never reach memory. For more columns
+`residual_kernel` writes the residuals, which are small, and the products of layers.py take them from there.
+
+    h [rows, H] --(W^T)--> prediction - target = r  --> sum of r^2
+                                |            g = scale * weight * r
+                                +--(W)--> dh * cos(z) = dz [rows, H];   dW = g^T h,  db = sum g
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .checks import check_same_device, check_tensor, launch_options, wrong
+from .chip import current_chip
+from .configs import tiles_for
+from .mm import mm, to_operand
+from .sine_linear import load
+from .tiles import Tiles
+
+MOST_COLUMNS = 32
+"""Columns whose gradients fit a program's registers beside the rest; docs/aot.md has the counts."""
+
+
+@triton.jit
+def _residual(
+    prediction,  # [BLOCK_P, BLOCK_C]
+    target_ptr,
+    scale_ptr,
+    weight_ptr,
+    rows,
+    columns,
+    network,
+    points,
+    outputs,
+    channels,
+    heads,
+    stride_tn,
+    stride_tp,
+    stride_tc,
+    stride_pn,
+    stride_pp,
+    HAS_WEIGHTS: tl.constexpr,
+):
+    """(weighted r^2, gradient of the scaled loss by the prediction), zero outside of the points and columns."""
+    mask = (rows < points)[:, None] & (columns < outputs)[None, :]
+    signal = network * heads + columns // channels
+    target_at = signal * stride_tn + (columns % channels) * stride_tc
+    r = prediction - tl.load(target_ptr + rows[:, None] * stride_tp + target_at[None, :], mask=mask, other=0.0)
+    r = tl.where(mask, r, 0.0)
+    weighted = r
+    if HAS_WEIGHTS:
+        weight_at = rows[:, None] * stride_pp + (signal * stride_pn)[None, :]
+        weighted = r * tl.load(weight_ptr + weight_at, mask=mask, other=0.0)
+    scale = tl.load(scale_ptr + signal, mask=columns < outputs, other=0.0)
+    return weighted * r, weighted * scale[None, :]
+
+
+@triton.jit
+def heads_kernel(
+    h_ptr,  # [N, rows, H], last axis contiguous
+    cosine_ptr,  # like h
+    w_ptr,  # [N, outputs, H], last axis contiguous
+    b_ptr,  # [N, outputs] float32
+    target_ptr,  # [signals, points, channels] by strides
+    scale_ptr,  # [signals]
+    weight_ptr,  # [signals, points] by strides, unused without HAS_WEIGHTS
+    loss_ptr,  # [S, N, outputs]
+    dz_ptr,  # like h
+    dw_ptr,  # [S, N, outputs, H]
+    db_ptr,  # [S, N, outputs]
+    networks,
+    rows_h,
+    points,
+    width,
+    outputs,
+    channels,
+    heads,
+    rows_per_split,
+    stride_hn,
+    stride_hp,
+    stride_cn,
+    stride_cp,
+    stride_dn,
+    stride_dp,
+    stride_wn,
+    stride_wo,
+    stride_tn,
+    stride_tp,
+    stride_tc,
+    stride_pn,
+    stride_pp,
+    HAS_WEIGHTS: tl.constexpr,
+    WANT_DZ: tl.constexpr,
+    WANT_DW: tl.constexpr,
+    ADD: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TARGET: tl.constexpr,
+):
+    split, network = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    columns, units = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_H)
+    column_mask, unit_mask = columns < outputs, units < width
+    w = tl.load(  # transposed: [BLOCK_H, BLOCK_C]
+        w_ptr + network * stride_wn + columns[None, :] * stride_wo + units[:, None],
+        mask=unit_mask[:, None] & column_mask[None, :],
+        other=0.0,
+    )
+    bias = tl.load(b_ptr + network * outputs + columns, mask=column_mask, other=0.0)
+    loss = tl.zeros([BLOCK_C], tl.float32)
+    db = tl.zeros([BLOCK_C], tl.float32)
+    dw = tl.zeros([BLOCK_H, BLOCK_C], tl.float32)
+    begin = split * rows_per_split
+    end = tl.minimum(begin + rows_per_split, rows_h)
+    for first in range(0, end - begin, BLOCK_P):
+        rows = begin + first + tl.arange(0, BLOCK_P)
+        mask = (rows < end)[:, None] & unit_mask[None, :]
+        h = load(h_ptr + network * stride_hn + rows[:, None] * stride_hp + units[None, :], mask, EVEN)
+        prediction = mm(h, w, tl.zeros([BLOCK_P, BLOCK_C], tl.float32), PRECISION, TARGET) + bias[None, :]
+        square, gradient = _residual(
+            prediction,
+            target_ptr,
+            scale_ptr,
+            weight_ptr,
+            rows,
+            columns,
+            network,
+            points,
+            outputs,
+            channels,
+            heads,
+            stride_tn,
+            stride_tp,
+            stride_tc,
+            stride_pn,
+            stride_pp,
+            HAS_WEIGHTS,
+        )
+        loss += tl.sum(square, axis=0)
+        g = to_operand(gradient, PRECISION, TARGET)
+        if WANT_DW:
+            db += tl.sum(gradient, axis=0)
+            dw = mm(tl.trans(h), g, dw, PRECISION, TARGET)
+        if WANT_DZ:
+            dh = mm(g, tl.trans(w), tl.zeros([BLOCK_P, BLOCK_H], tl.float32), PRECISION, TARGET)
+            cosine = load(cosine_ptr + network * stride_cn + rows[:, None] * stride_cp + units[None, :], mask, EVEN)
+            dz = to_operand(dh * cosine.to(tl.float32), PRECISION, TARGET).to(dz_ptr.dtype.element_ty)
+            tl.store(dz_ptr + network * stride_dn + rows[:, None] * stride_dp + units[None, :], dz, mask=mask)
+    at = (split * networks + network) * outputs + columns
+    if ADD:
+        loss += tl.load(loss_ptr + at, mask=column_mask, other=0.0)
+    tl.store(loss_ptr + at, loss, mask=column_mask)
+    if WANT_DW:
+        dw_at = at[None, :] * width + units[:, None]
+        dw_mask = unit_mask[:, None] & column_mask[None, :]
+        if ADD:
+            db += tl.load(db_ptr + at, mask=column_mask, other=0.0)
+            dw += tl.load(dw_ptr + dw_at, mask=dw_mask, other=0.0)
+        tl.store(db_ptr + at, db, mask=column_mask)
+        tl.store(dw_ptr + dw_at, dw, mask=dw_mask)
+
+
+@triton.jit
+def residual_kernel(
+    h_ptr,  # [N, rows, H], last axis contiguous
+    w_ptr,  # [N, outputs, H], last axis contiguous
+    b_ptr,  # [N, outputs] float32
+    target_ptr,  # [signals, points, channels] by strides
+    scale_ptr,  # [signals]
+    weight_ptr,  # [signals, points] by strides, unused without HAS_WEIGHTS
+    loss_ptr,  # [S, N, outputs]: S is the number of blocks of rows
+    g_ptr,  # [N, rows, >= outputs], last axis contiguous; columns beyond outputs are set to 0
+    networks,
+    rows_h,
+    points,
+    width,
+    outputs,
+    channels,
+    heads,
+    stored,  # columns of g
+    stride_hn,
+    stride_hp,
+    stride_gn,
+    stride_gp,
+    stride_wn,
+    stride_wo,
+    stride_tn,
+    stride_tp,
+    stride_tc,
+    stride_pn,
+    stride_pp,
+    HAS_WEIGHTS: tl.constexpr,
+    ADD: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TARGET: tl.constexpr,
+):
+    """g and the error sums of a tile of points and columns."""
+    block, network = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
+    rows = block * BLOCK_P + tl.arange(0, BLOCK_P)
+    columns = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
+    row_mask, column_mask = rows < rows_h, columns < outputs
+    prediction = tl.zeros([BLOCK_P, BLOCK_O], tl.float32)
+    ks = tl.arange(0, BLOCK_K)
+    for start in range(0, width, BLOCK_K):
+        k_mask = start + ks < width
+        h_at = network * stride_hn + rows[:, None] * stride_hp + (start + ks)[None, :]
+        h = tl.load(h_ptr + h_at, mask=row_mask[:, None] & k_mask[None, :], other=0.0)
+        w_at = network * stride_wn + columns[None, :] * stride_wo + (start + ks)[:, None]
+        w = tl.load(w_ptr + w_at, mask=k_mask[:, None] & column_mask[None, :], other=0.0)
+        prediction = mm(h, w, prediction, PRECISION, TARGET)
+    prediction += tl.load(b_ptr + network * outputs + columns, mask=column_mask, other=0.0)[None, :]
+    square, gradient = _residual(
+        prediction,
+        target_ptr,
+        scale_ptr,
+        weight_ptr,
+        rows,
+        columns,
+        network,
+        points,
+        outputs,
+        channels,
+        heads,
+        stride_tn,
+        stride_tp,
+        stride_tc,
+        stride_pn,
+        stride_pp,
+        HAS_WEIGHTS,
+    )
+    g = to_operand(gradient, PRECISION, TARGET).to(g_ptr.dtype.element_ty)
+    g_at = network * stride_gn + rows[:, None] * stride_gp + columns[None, :]
+    tl.store(g_ptr + g_at, g, mask=row_mask[:, None] & (columns < stored)[None, :])
+    at = (block * networks + network) * outputs + columns
+    loss = tl.sum(square, axis=0)
+    if ADD:
+        loss += tl.load(loss_ptr + at, mask=column_mask, other=0.0)
+    tl.store(loss_ptr + at, loss, mask=column_mask)
+
+
+@triton.jit
+def losses_kernel(
+    sums_ptr,  # [S, N, outputs]
+    norm_ptr,  # [signals]
+    losses_ptr,  # [signals]
+    bad_ptr,  # [groups] int32, unused without FLAG
+    splits,
+    stride_s,  # N * outputs
+    channels,
+    signals_per_group,
+    FLAG: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """losses[signal] = its sums over splits and channels, in a fixed order, divided by its norm."""
+    signal = tl.program_id(0)
+    cs = tl.arange(0, BLOCK_C)
+    total = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
+    for start in range(0, splits, BLOCK_S):
+        ss = start + tl.arange(0, BLOCK_S)
+        at = ss[:, None].to(tl.int64) * stride_s + signal * channels + cs[None, :]
+        total += tl.load(sums_ptr + at, mask=(ss < splits)[:, None] & (cs < channels)[None, :], other=0.0)
+    loss = tl.sum(tl.sum(total, axis=1), axis=0) / tl.load(norm_ptr + signal)
+    tl.store(losses_ptr + signal, loss)
+    if FLAG:
+        # A non-finite number minus itself is not zero.
+        if loss - loss != 0.0:
+            tl.atomic_max(bad_ptr + signal // signals_per_group, 1)
+
+
+def heads_splits(rows: int, networks: int, width: int, precision: str, fused: bool = True) -> int:
+    """Rows S of the partial sums that `launch_heads_loss` (or `launch_residual`) needs; the same every time."""
+    if not fused:
+        return max(1, triton.cdiv(rows, tiles_for("forward", precision, width).points))
+    blocks = triton.cdiv(rows, tiles_for("heads", precision, width).points)
+    return max(1, min(blocks, current_chip().processors // max(networks, 1)))
+
+
+def fuses(columns: int, width: int, precision: str) -> bool:
+    """Whether one kernel does loss and gradients, or residuals go through memory."""
+    try:
+        tiles_for("heads", precision, width)
+    except ValueError:
+        return False
+    return columns <= MOST_COLUMNS
+
+
+def launch_heads_loss(
+    h: Tensor,  # [N, rows, H], last axis contiguous: rows beyond the points may hold anything finite
+    w: Tensor,  # [N, heads * C, H], last axis contiguous
+    b: Tensor,  # [N, heads * C] float32, contiguous
+    values: Tensor,  # [N * heads, P, C] float32, any strides
+    scale: Tensor,  # [N * heads] float32: of the gradients
+    sums: Tensor,  # [S, N, heads * C] float32, contiguous; overwritten: weighted squares, summed
+    *,
+    point_weights: Tensor | None = None,  # [N * heads, P] float32, any strides
+    cosine: Tensor | None = None,  # like h: derivative of the last sine layer
+    dz: Tensor | None = None,  # like h; overwritten: gradient by the argument of the last sine layer
+    dw: Tensor | None = None,  # [S, N, heads * C, H] float32, contiguous; overwritten
+    db: Tensor | None = None,  # [S, N, heads * C] float32, contiguous; overwritten
+    add: bool = False,
+    precision: str = "fp32",
+    tiles: Tiles | None = None,
+) -> None:
+    """Error sums of linear heads, and the gradients of sum_n scale_n / 2 * (sum of squares of signal n).
+
+    Args:
+        dz, dw, db: left out where not wanted; dz needs the cosine, dw and db go together.
+        add: add to sums, dw and db instead of overwriting them.
+        precision, tiles: as in `layers.launch_forward`.
+
+    Raises ValueError for tensors that do not belong together, or more than MOST_COLUMNS columns (see
+    `launch_residual`).
+    """
+    networks, rows, width = h.shape
+    splits, columns = sums.shape[0], w.shape[1]
+    heads, channels = _check_heads(h, w, b, values, scale, sums, point_weights)
+    if columns > MOST_COLUMNS:
+        raise wrong("w", f"at most {MOST_COLUMNS} columns", columns, "Use launch_residual and the layers' gradients.")
+    if (dz is None) != (cosine is None) or (dw is None) != (db is None):
+        raise wrong("dz, cosine, dw, db", "dz with cosine, dw with db", "one without the other", "Pass both.")
+    for name, tensor in (("dz", dz), ("cosine", cosine)):
+        if tensor is not None:
+            check_tensor(name, tensor, h.shape, (h.dtype,), rows=True)
+    if dw is not None and db is not None:
+        check_tensor("dw", dw, (splits, networks, columns, width), contiguous=True)
+        check_tensor("db", db, (splits, networks, columns), contiguous=True)
+    check_same_device(h=h, dz=dz, cosine=cosine, dw=dw, db=db)
+    if sums.numel() == 0:
+        return
+    t = tiles or tiles_for("heads", precision, width)
+    share = triton.cdiv(triton.cdiv(max(rows, 1), splits), t.points) * t.points
+    weights = values if point_weights is None else point_weights
+    block_h = max(16, triton.next_power_of_2(width))
+    heads_kernel[(splits, networks)](
+        h,
+        h if cosine is None else cosine,
+        w,
+        b,
+        values,
+        scale,
+        weights,
+        sums,
+        h if dz is None else dz,
+        sums if dw is None else dw,
+        sums if db is None else db,
+        networks,
+        rows,
+        values.shape[1],
+        width,
+        columns,
+        channels,
+        heads,
+        share,
+        *h.stride()[:2],
+        *(h if cosine is None else cosine).stride()[:2],
+        *(h if dz is None else dz).stride()[:2],
+        *w.stride()[:2],
+        *values.stride(),
+        *weights.stride()[:2],
+        HAS_WEIGHTS=point_weights is not None,
+        WANT_DZ=dz is not None,
+        WANT_DW=dw is not None,
+        ADD=add,
+        EVEN=rows % t.points == 0 and width == block_h,
+        BLOCK_P=t.points,
+        BLOCK_C=max(16, triton.next_power_of_2(columns)),
+        BLOCK_H=block_h,
+        PRECISION=precision,
+        TARGET=current_chip().target,
+        **launch_options(t.warps, t.stages),
+    )
+
+
+def launch_residual(
+    h: Tensor,  # as in launch_heads_loss
+    w: Tensor,
+    b: Tensor,
+    values: Tensor,
+    scale: Tensor,
+    sums: Tensor,  # [S, N, heads * C], S blocks of rows; overwritten
+    g: Tensor,  # [N, rows, at least heads * C], last axis contiguous; overwritten, zero in further columns
+    *,
+    point_weights: Tensor | None = None,
+    add: bool = False,
+    precision: str = "fp32",
+    tiles: Tiles | None = None,
+) -> None:
+    """Error sums of any number of heads, and their scaled residuals as the operand g of further products.
+
+    Raises ValueError for tensors that do not belong together.
+    """
+    networks, rows, width = h.shape
+    columns = w.shape[1]
+    heads, channels = _check_heads(h, w, b, values, scale, sums, point_weights)
+    check_tensor("g", g, (networks, rows, None), (torch.float32, torch.float16, torch.bfloat16), rows=True)
+    check_same_device(h=h, g=g)
+    t = tiles or tiles_for("forward", precision, width)  # as heads_splits
+    blocks = triton.cdiv(rows, t.points)
+    if g.shape[2] < columns or sums.shape[0] < blocks:
+        got = f"{list(g.shape)} and {list(sums.shape)}"
+        raise wrong("g and sums", f"{columns} columns and {blocks} blocks of rows", got, "Ask heads_splits.")
+    if sums.numel() == 0:
+        return
+    weights = values if point_weights is None else point_weights
+    residual_kernel[(blocks, triton.cdiv(g.shape[2], t.outputs), networks)](
+        h,
+        w,
+        b,
+        values,
+        scale,
+        weights,
+        sums,
+        g,
+        networks,
+        rows,
+        values.shape[1],
+        width,
+        columns,
+        channels,
+        heads,
+        g.shape[2],
+        *h.stride()[:2],
+        *g.stride()[:2],
+        *w.stride()[:2],
+        *values.stride(),
+        *weights.stride()[:2],
+        HAS_WEIGHTS=point_weights is not None,
+        ADD=add,
+        BLOCK_P=t.points,
+        BLOCK_O=t.outputs,
+        BLOCK_K=t.inputs,
+        PRECISION=precision,
+        TARGET=current_chip().target,
+        **launch_options(t.warps, t.stages),
+    )
+
+
+def launch_losses(
+    sums: Tensor,  # [S, N, heads * C] float32, contiguous
+    norm: Tensor,  # [signals] float32: what each sum is divided by
+    losses: Tensor,  # [signals] float32; overwritten
+    bad: Tensor | None = None,  # [groups] int32: set to 1 where a loss is not finite
+) -> None:
+    """Losses from their partial sums, in a fixed order; signals are columns of C channels, network by network.
+
+    Raises ValueError for tensors that do not belong together.
+    """
+    signals = losses.shape[0]
+    columns = sums.shape[1] * sums.shape[2]
+    check_tensor("sums", sums, (None, None, None), contiguous=True)
+    check_tensor("norm", norm, (signals,), contiguous=True)
+    check_tensor("losses", losses, (signals,), contiguous=True)
+    if signals == 0:
+        return
+    if columns % signals or (bad is not None and signals % bad.shape[0]):
+        got = f"{list(sums.shape)} for {signals}"
+        raise wrong("sums", "a whole number of channels per signal", got, "See the launcher's docstring.")
+    if bad is not None:
+        check_tensor("bad", bad, (None,), (torch.int32,), contiguous=True)
+    check_same_device(sums=sums, norm=norm, losses=losses, bad=bad)
+    channels = columns // signals
+    losses_kernel[(signals,)](
+        sums,
+        norm,
+        losses,
+        losses if bad is None else bad,
+        sums.shape[0],
+        columns,
+        channels,
+        1 if bad is None else signals // bad.shape[0],
+        FLAG=bad is not None,
+        BLOCK_S=64,
+        BLOCK_C=triton.next_power_of_2(channels),
+    )
+
+
+def _check_heads(
+    h: Tensor, w: Tensor, b: Tensor, values: Tensor, scale: Tensor, sums: Tensor, point_weights: Tensor | None
+) -> tuple[int, int]:
+    """(heads per network, channels)"""
+    floats = (torch.float32, torch.float16, torch.bfloat16)
+    check_tensor("h", h, (None, None, None), floats, rows=True)
+    networks, rows, width = h.shape
+    check_tensor("w", w, (networks, None, width), floats, rows=True)
+    columns = w.shape[1]
+    check_tensor("b", b, (networks, columns), contiguous=True)
+    check_tensor("values", values, (None, None, None))
+    signals, points, channels = values.shape
+    if points > rows or signals * channels != networks * columns:
+        got = f"{list(values.shape)} for {networks} networks of {columns} columns and {rows} rows"
+        raise wrong("values", "a signal per head, a channel per column", got, "See the launcher's docstring.")
+    check_tensor("scale", scale, (signals,), contiguous=True)
+    check_tensor("sums", sums, (None, networks, columns), contiguous=True)
+    if point_weights is not None:
+        check_tensor("point_weights", point_weights, (signals, points))
+    check_same_device(h=h, w=w, b=b, values=values, scale=scale, sums=sums, point_weights=point_weights)
+    return signals // max(networks, 1), channels

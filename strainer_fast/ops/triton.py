@@ -1,0 +1,76 @@
+"""Forward, loss and backward of sine networks by the Triton kernels: the same contract as ops.tiled, on a GPU.
+
+Loss and gradients come from launches over waves of points (kernels/siren.py); this is the form of it that stands behind
+autograd, with buffers of its own for every call. Whole fits keep theirs: fitting/stepper.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from strainer_fast.ops.tiled import Swept, empty_gradients, normalisation
+
+
+def sweep(
+    points: Tensor,  # [P, in]
+    values: Tensor,  # [N, P, C]
+    parameters: Sequence[Tensor],  # [out, in], [out] of each layer; from some layer on [N, out, in], [N, out]
+    omegas: Sequence[float],  # L - 1
+    wanted: Sequence[bool],  # which parameters need a gradient
+    want_points: bool = False,
+    signal_weights: Tensor | None = None,  # [N]
+    point_weights: Tensor | None = None,  # [P] or [N, P]
+    tile: int | None = None,
+    precision: str = "fp32",
+) -> Swept:
+    """Losses of N signals and the gradients of their weighted sum; arguments and result as of `ops.tiled.sweep`.
+
+    `tile` is the number of points of a wave; `precision` what operands of products are rounded to.
+    """
+    num_signals, num_points, channels = values.shape
+    norm, scale = normalisation(values, signal_weights, point_weights)
+    if num_signals * num_points * channels == 0:
+        gradients, point_gradient = empty_gradients(points, parameters, wanted, want_points)
+        return Swept((torch.zeros_like(norm) / norm).to(values.dtype), gradients, point_gradient)
+
+    from strainer_fast.kernels.optim import launch_copies, launch_reduce
+    from strainer_fast.kernels.siren import Pipeline, network_of
+
+    with on_device(points):
+        network = network_of(points.shape[1], parameters, omegas, precision)
+        pipeline = Pipeline(network, num_points, wanted, want_points, points.device, tile)
+        flat = points.new_empty(pipeline.groups, pipeline.length)
+        for own, p in zip(pipeline.parameters(flat), parameters, strict=True):
+            own.copy_(p)
+        launch_copies(pipeline.table, flat, pipeline.copies, pipeline.exact_copies, precision=precision)
+        losses = points.new_empty(num_signals)
+        dpoints = points.new_empty(points.shape) if want_points else None
+        if point_weights is not None:
+            point_weights = point_weights.expand(num_signals, num_points)
+        pipeline.launch(
+            points,
+            values,
+            scale * pipeline.loss_scale,
+            norm.to(torch.float32),
+            losses,
+            point_weights=point_weights,
+            dpoints=dpoints,
+        )
+        gradients = [None] * len(parameters)
+        if any(wanted):
+            reduced = torch.empty_like(flat)
+            bad = torch.zeros(pipeline.groups, dtype=torch.int32, device=points.device)
+            launch_reduce(pipeline.table, pipeline.partials, reduced, bad)
+            each = zip(pipeline.parameters(reduced), parameters, wanted, strict=True)
+            # Copies: an operator may not return several views of one memory.
+            gradients = [g.reshape(p.shape).clone() if w else None for g, p, w in each]
+        return Swept(losses, gradients, None if dpoints is None else dpoints / pipeline.loss_scale)
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[object]:
+    """Within, kernels are launched on the device of `tensor`."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
