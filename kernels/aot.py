@@ -1,11 +1,12 @@
 """Compiles the kernels for GPUs that need not be here, and reports what they take: `make aot` writes docs/aot.md.
 
-python -m strainer_fast.kernels.aot --chip sm_90 --precision fp16 [--only step/] [--markdown docs/aot.md]
+python -m strainer_fast.kernels.aot --chip sm_90 --precision fp16 [--only step] [--markdown docs/aot.md]
 """
 
 import argparse
 import contextlib
 import datetime
+import fnmatch
 import importlib
 import io
 import json
@@ -26,6 +27,7 @@ from .capture import Launch, Specialisation, capture
 from .cases import CASES, Case
 from .chip import CHIPS, Chip
 from .mm import PRECISIONS
+from .roofline import assumptions, summary
 from .sass import Report, read_amd, read_nvidia
 
 OLDEST = (3, 3)
@@ -69,7 +71,8 @@ def jobs_for(cases: Iterable[Case], chips: Iterable[Chip], precisions: Iterable[
                 for launch in launches:
                     special = launch.specialise()
                     known = found.get(special.key)
-                    names = (*known.cases, case.name) if known else (case.name,)
+                    label = case.name if len(launches) == 1 else f"{case.name}/{launch.role}"
+                    names = tuple(dict.fromkeys([*(known.cases if known else ()), label]))
                     found[special.key] = Job(special, launch, chip, known.precision if known else precision, names)
     return list(found.values())
 
@@ -150,7 +153,7 @@ def cells(outcome: Outcome) -> list[str]:
     """A row of the table."""
     job, report = outcome.job, outcome.report
     tile = "x".join(str(v) for n, v in job.launch.constants.items() if n.startswith("BLOCK"))
-    head = [job.launch.name.removesuffix("_kernel").strip("_"), "<br>".join(job.cases), job.precision, tile]
+    head = [job.launch.role, "<br>".join(job.cases), job.precision, tile]
     if report is None:
         return [
             *head,
@@ -219,14 +222,14 @@ def main(arguments: list[str] | None = None) -> int:
         "--chip", nargs="+", choices=sorted(CHIPS), default=["sm_80", "sm_90"], help="what to compile for"
     )
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
-    parser.add_argument("--only", nargs="+", default=[""], metavar="START", help="cases whose names start so")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="cases, such as step or 'row/*'")
     parser.add_argument("--workers", type=int, default=2, help="processes that compile")
     parser.add_argument("--markdown", type=Path, help="write the report here instead of to stdout")
     parser.add_argument("--json", action="store_true", help="numbers for programs, to stdout")
     options = parser.parse_args(arguments)
-    cases = [case for case in CASES if case.name.startswith(tuple(options.only))]
+    cases = [case for case in CASES if any(fnmatch.fnmatch(case.name, pattern) for pattern in options.only)]
     if not cases:
-        parser.error(f"--only: expected the start of a case, such as step/ or {CASES[0].name}, got {options.only}")
+        parser.error(f"--only: expected a pattern such as step or {CASES[0].name}, got {shlex.join(options.only)}")
     try:
         jobs = jobs_for(cases, [CHIPS[name] for name in options.chip], options.precision)
     except RuntimeError as error:
@@ -238,7 +241,9 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         command = "python -m strainer_fast.kernels.aot " + shlex.join(sys.argv[1:] if arguments is None else arguments)
         header = HEADER.format(date=datetime.date.today(), version=triton.__version__, command=command.strip())
-        text = f"{header}\n{markdown(outcomes)}"
+        chips = [CHIPS[name] for name in options.chip]
+        model = f"## A training step, modelled\n\n{assumptions(chips)}\n{summary(chips, options.precision)}"
+        text = f"{header}\n{markdown(outcomes)}\n{model}"
         if options.markdown:
             write(options.markdown, text)
         else:

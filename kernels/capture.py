@@ -6,7 +6,7 @@ the same divisibilities of pointers and sizes, the same warps and stages.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,12 +63,18 @@ class Launch:
     options: dict[str, Any]
     grid: tuple[int, ...]
     chip: Chip
-    tag: str = field(default="", compare=False)
 
     @property
     def name(self) -> str:
         """Of the kernel."""
         return str(self.function.__name__)
+
+    @property
+    def role(self) -> str:
+        """The kernel, and what tells apart its launches in one step."""
+        has = self.constants
+        suffix = "-first" if has.get("FEW") else "-from-coordinates" if has.get("FIRST") else ""
+        return self.name.removesuffix("_kernel").strip("_") + suffix
 
     @property
     def constants(self) -> dict[str, Any]:

@@ -5,15 +5,26 @@ new kind of table row a function in ROW_CASES.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .chip import Chip
 from .configs import BYTES, generation
-from .layers import FewInputs, launch_forward, launch_input_gradient, launch_slope, launch_weight_gradient, splits_for
+from .heads import heads_splits, launch_heads_loss
+from .layers import launch_forward, launch_input_gradient, launch_slope, launch_weight_gradient, splits_for
 from .mm import PRECISIONS
+from .optim import (
+    DTYPES,
+    launch_adam,
+    launch_advance,
+    launch_copies,
+    launch_newton_schulz,
+    launch_reduce,
+    newton_schulz_scratch,
+)
+from .siren import Network, Pipeline
 from .tiles import ANY, TABLE, Row
 from .trig import launch_sincos
 
@@ -22,8 +33,6 @@ POINTS, WIDTH, COORDINATES, CHANNELS, LAYERS = 178 * 178, 256, 2, 3, 5
 
 FEW_POINTS = 4096
 """So few that rows made for small images are taken."""
-
-_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -54,18 +63,13 @@ def padded(points: int = POINTS) -> int:
 def weight(outputs: int, inputs: int, precision: str, *, transposed: bool = False) -> Tensor:
     """[1, outputs, inputs] as the optimiser leaves it; transposed: the same numbers, stored [inputs, outputs]."""
     if transposed:
-        return empty(1, inputs, outputs, dtype=_DTYPES[precision]).mT
-    return empty(1, outputs, inputs, dtype=_DTYPES[precision])
+        return empty(1, inputs, outputs, dtype=DTYPES[precision]).mT
+    return empty(1, outputs, inputs, dtype=DTYPES[precision])
 
 
 def activations(precision: str, points: int = POINTS, width: int = WIDTH) -> Tensor:
     """[1, points, width] as a layer leaves it for the next one's product."""
-    return empty(1, padded(points), width, dtype=_DTYPES[precision])
-
-
-def first_layer(width: int = WIDTH) -> FewInputs:
-    """Weight and bias of the first layer."""
-    return empty(1, width, COORDINATES), empty(1, width)
+    return empty(1, padded(points), width, dtype=DTYPES[precision])
 
 
 def forward(precision: str, points: int = POINTS, width: int = WIDTH) -> None:
@@ -73,14 +77,6 @@ def forward(precision: str, points: int = POINTS, width: int = WIDTH) -> None:
     y = activations(precision, points, width)
     launch_forward(activations(precision, points, width), weight(width, width, precision), empty(1, width), y,
                    cosine=torch.empty_like(y), omega=1.0, operand=True, precision=precision)  # fmt: skip
-
-
-def forward_from_coordinates(precision: str, points: int = POINTS, width: int = WIDTH) -> None:
-    """The second layer, which computes the first one's output."""
-    y = activations(precision, points, width)
-    launch_forward(empty(points, COORDINATES), weight(width, width, precision), empty(1, width), y,
-                   cosine=torch.empty_like(y), omega=1.0, first=first_layer(width), operand=True,
-                   precision=precision)  # fmt: skip
 
 
 def forward_inference(precision: str) -> None:
@@ -117,25 +113,11 @@ def input_gradient(precision: str, points: int = POINTS, width: int = WIDTH) -> 
                           operand=True, precision=precision)  # fmt: skip
 
 
-def input_gradient_of_coordinates(precision: str) -> None:
-    """dz of the first layer, whose cosine is computed."""
-    launch_input_gradient(activations(precision), weight(WIDTH, WIDTH, precision, transposed=precision == "tf32"),
-                          activations(precision), first=first_layer(), x=empty(POINTS, COORDINATES), operand=True,
-                          precision=precision)  # fmt: skip
-
-
 def weight_gradient(precision: str, points: int = POINTS, width: int = WIDTH) -> None:
     """dW and db of a hidden layer."""
     splits = splits_for(padded(points), width, width, 1, precision)
     launch_weight_gradient(activations(precision, points, width), activations(precision, points, width),
                            empty(splits, 1, width, width), empty(splits, 1, width), precision=precision)  # fmt: skip
-
-
-def weight_gradient_from_coordinates(precision: str) -> None:
-    """dW and db of the second layer, which computes the first one's output."""
-    splits = splits_for(padded(), WIDTH, WIDTH, 1, precision)
-    launch_weight_gradient(activations(precision), empty(POINTS, COORDINATES), empty(splits, 1, WIDTH, WIDTH),
-                           empty(splits, 1, WIDTH), first=first_layer(), precision=precision)  # fmt: skip
 
 
 def weight_gradient_few_inputs(precision: str) -> None:
@@ -151,10 +133,22 @@ def sincos(precision: str) -> None:
     launch_sincos(x, torch.empty_like(x), torch.empty_like(x), precision=precision)
 
 
+def heads(precision: str, points: int = POINTS, width: int = WIDTH) -> None:
+    """Ten heads of three channels: loss, gradients and dz."""
+    rows, columns = padded(points), 10 * CHANNELS
+    splits = heads_splits(rows, 1, width, precision)
+    h = activations(precision, points, width)
+    launch_heads_loss(h, weight(columns, width, precision), empty(1, columns), empty(10, points, CHANNELS), empty(10),
+                      empty(splits, 1, columns), cosine=torch.empty_like(h), dz=torch.empty_like(h),
+                      dw=empty(splits, 1, columns, width), db=empty(splits, 1, columns),
+                      precision=precision)  # fmt: skip
+
+
 ROW_CASES: dict[str, Callable[[str, int, int], None]] = {
     "forward": forward,
     "input_gradient": input_gradient,
     "weight_gradient": weight_gradient,
+    "heads": heads,
 }
 """How to call the kernel that rows of the table are for: precision, points, width."""
 
@@ -177,24 +171,65 @@ def row_cases(table: tuple[Row, ...] = TABLE) -> list[Case]:
     return [case(row) for row in table if row.generation != "interpreter" and row.kernel in ROW_CASES]
 
 
-STEP: tuple[Case, ...] = tuple(
-    Case(f"step/{role.__name__}", role)
-    for role in (
-        forward_from_coordinates,
-        forward,
-        input_gradient,
-        input_gradient_of_coordinates,
-        weight_gradient,
-        weight_gradient_from_coordinates,
-        weight_gradient_few_inputs,
-    )
+def step(precision: str, network: Network | None = None, points: int = POINTS) -> None:
+    """Losses, gradients and Adam of one step, as a fit does them."""
+    network = network or Network(COORDINATES, (*[WIDTH] * LAYERS, CHANNELS), (1,) * (LAYERS + 1), (30.0,) * LAYERS)
+    network = replace(network, precision=precision)
+    pipeline = Pipeline(network, points, [True] * (2 * len(network.widths)), device="meta")
+    groups, signals = pipeline.groups, pipeline.signals
+    bad, counts = empty(groups, dtype=torch.int32), empty(groups, dtype=torch.int32)
+    parameters, gradients, first_moments, second_moments = (empty(groups, pipeline.length) for _ in range(4))
+    values = empty(signals, points, network.widths[-1])
+    pipeline.launch(empty(points, COORDINATES), values, empty(signals), empty(signals), empty(signals), bad)
+    launch_reduce(pipeline.table, pipeline.partials, gradients, bad)
+    launch_adam(pipeline.table, parameters, gradients, first_moments, second_moments, counts, empty(groups), bad,
+                pipeline.copies, pipeline.exact_copies, precision=precision)  # fmt: skip
+    launch_advance(counts, bad, empty(groups, dtype=torch.int32))
+
+
+def large_step(precision: str) -> None:
+    """An image of 512x512: waves."""
+    step(precision, points=512 * 512)
+
+
+def strainer_step(precision: str) -> None:
+    """Pre-training: ten signals share the sine layers and have heads of their own."""
+    step(precision, Network(COORDINATES, (*[WIDTH] * LAYERS, CHANNELS), (*[1] * LAYERS, 10), (30.0,) * LAYERS))
+
+
+def stacked_step(precision: str) -> None:
+    """Sixteen small networks at once."""
+    step(precision, Network(COORDINATES, (64, 64, 64, CHANNELS), (16,) * 4, (30.0,) * 3), 64 * 64)
+
+
+def copies(precision: str) -> None:
+    """Rounded copies of the weights, once before a fit."""
+    network = Network(COORDINATES, (WIDTH, WIDTH, CHANNELS), (1, 1, 1), (30.0, 30.0), precision)
+    pipeline = Pipeline(network, POINTS, [True] * 6, device="meta")
+    launch_copies(pipeline.table, empty(1, pipeline.length), pipeline.copies, pipeline.exact_copies,
+                  precision=precision)  # fmt: skip
+
+
+def newton_schulz(precision: str) -> None:
+    """Muon's products for the hidden layers' gradients."""
+    x = empty(LAYERS - 1, WIDTH, WIDTH)
+    scratch = empty(newton_schulz_scratch(tuple(x.shape), precision), dtype=DTYPES[precision])
+    launch_newton_schulz(x, torch.empty_like(x), scratch, precision=precision)
+
+
+STEPS: tuple[Case, ...] = (
+    Case("step", step),
+    Case("step-512", large_step),
+    Case("step-strainer", strainer_step),
+    Case("step-stacked", stacked_step),
 )
-"""Kernels of a training step of the whole network."""
+"""Training steps, whole: the first one is what roofline.py adds up."""
 
 LONE: tuple[Case, ...] = tuple(
-    Case(f"layer/{role.__name__}", role)
-    for role in (forward_inference, forward_layer, forward_few_inputs, slope, sincos)
-)
-"""Kernels of layers on their own."""
+    Case(f"lone/{call.__name__}", call)
+    for call in (forward_inference, forward_layer, forward_few_inputs, slope, weight_gradient_few_inputs, sincos,
+                 copies, newton_schulz)
+)  # fmt: skip
+"""Kernels outside of steps, or as layers on their own launch them."""
 
-CASES: list[Case] = [*row_cases(), *STEP, *LONE]
+CASES: list[Case] = [*row_cases(), *STEPS, *LONE]

@@ -17,9 +17,13 @@ from strainer_fast.ops.tiled import MIN_TILE, TILE_ELEMENTS
 from strainer_fast.signals import Signal
 
 
-def environment(implementation: str, device: torch.device, whole_fits: bool = False) -> dict[str, Any]:
+def environment(
+    implementation: str, device: torch.device, whole_fits: bool = False, precision: str = "fp32"
+) -> dict[str, Any]:
     """What two runs must share to give the same bits; `whole_fits` says whether `ops.fit_small` runs some of them."""
     level = f" ({cpu.level()})" if implementation == "native" else ""
+    if implementation == "triton":
+        level = f" ({precision})"
     if whole_fits and implementation != "native":
         level = f", whole fits native ({cpu.level()})"
     return {

@@ -29,6 +29,7 @@ from strainer_fast.fitting.start import (
 from strainer_fast.models import Architecture, Encoder, Siren
 from strainer_fast.models.siren import siren_from_rows
 from strainer_fast.ops import choose, choose_device
+from strainer_fast.ops.dispatch import resolve_precision
 from strainer_fast.signals import Signal, as_signals
 from strainer_fast.signals.load import Source
 
@@ -90,6 +91,7 @@ def fit(
     recipe = get_recipe(recipe) if target_psnr is None else get_recipe(recipe, target_psnr=target_psnr)
     where = choose_device(device)
     chosen = choose(implementation, where).name
+    precision = resolve_precision(recipe.precision, chosen, where)
     start_from = _resolve_init(init, architecture)
     network = start_from.architecture if isinstance(start_from, Encoder) else start_from
     in_features = _check_dimensions(signals, start_from)
@@ -103,7 +105,7 @@ def fit(
         "init": f"encoder {start_from.fingerprint()}" if isinstance(start_from, Encoder) else "siren",
         "architecture": network.as_dict(),
     }
-    surroundings = engine.environment(chosen, where, any(is_small for _, is_small in stacks))
+    surroundings = engine.environment(chosen, where, any(is_small for _, is_small in stacks), precision)
     hashes = engine.fingerprints(signals)
     finished = _take_over(done, signals, hashes, settings)
 
@@ -146,6 +148,7 @@ def fit(
                 start_from,
                 recipe,
                 chosen,
+                precision,
                 is_small,
                 where,
                 interrupted,
@@ -164,6 +167,7 @@ def _fit_stack(
     init: Encoder | Architecture,
     recipe: Recipe,
     implementation: str,
+    precision: str,
     is_small: bool,
     device: torch.device,
     stop: Callable[[], bool],
@@ -221,6 +225,7 @@ def _fit_stack(
         stack.omegas,
         recipe,
         implementation=implementation,
+        precision=precision,
         steps=recipe.steps,
         independent=True,
         target_psnr=recipe.target_psnr,

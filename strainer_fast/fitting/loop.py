@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from strainer_fast.fitting.guard import Guard
-from strainer_fast.fitting.optim import Adam, rows
+from strainer_fast.fitting.optim import Adam
 from strainer_fast.fitting.recipe import Recipe
+from strainer_fast.fitting.stepper import make_stepper
 from strainer_fast.models import Siren
-from strainer_fast.ops import losses_and_gradients
 
 TARGET, BUDGET, NON_FINITE, DIVERGED, INTERRUPTED = "target", "budget", "non_finite", "diverged", "interrupted"
 """Why a signal stopped: target PSNR reached, all steps done, loss not finite, a spike after a roll-back, Ctrl-C."""
@@ -87,6 +87,7 @@ def optimise(
     recipe: Recipe,
     *,
     implementation: str,
+    precision: str = "fp32",
     steps: int,
     independent: bool,
     target_psnr: float | None = None,
@@ -100,7 +101,7 @@ def optimise(
     """Run Adam until every signal has stopped.
 
     Args:
-        implementation: what computes a step; see `strainer_fast.ops.losses_and_gradients`.
+        implementation, precision: what computes a step; see `strainer_fast.fitting.stepper`.
         independent: True for N stacked networks, each of which stops on its own and leaves the stack; False for
             shared parameters, where all signals stop together and one non-finite loss stops all.
         adam: optimiser state to continue from; fresh by default.
@@ -124,10 +125,19 @@ def optimise(
         [list(c) for c in mse_so_far] or [[] for _ in values],
     )
     final = [p.detach().clone() for p in parameters]
-    last_finite = [p.detach().clone() for p in parameters]
     running = list(range(num_signals))
-    alive = torch.ones(num_signals if independent else (), dtype=torch.bool, device=values.device)
     guard = Guard(parameters, recipe.guard_db) if recipe.guard_db is not None and independent else None
+    stepper = make_stepper(
+        points,
+        values,
+        parameters,
+        omegas,
+        adam,
+        implementation=implementation,
+        precision=precision,
+        independent=independent,
+        keep=guard is None,
+    )
     pending: list[Tensor] = []  # losses not yet seen by the host
     begin = time.perf_counter() if begin is None else begin
     diverged: list[int] = []  # rows, by the guard
@@ -135,21 +145,17 @@ def optimise(
 
     for step in range(first, steps + 1):
         interrupted = stop()
-        losses, gradients = losses_and_gradients(implementation, points, values, parameters, omegas, step < steps)
-        if guard is None:
-            alive &= torch.isfinite(losses) if independent else torch.isfinite(losses).all()
-        for kept, p in zip(last_finite, parameters, strict=True):
-            torch.where(rows(alive, p), p.detach(), kept, out=kept)
-        pending.append(losses)
+        pending.append(stepper.evaluate(step < steps))
 
         if step % recipe.check_every == 0 or step == steps or interrupted:
             seen = torch.stack(pending).cpu().double().numpy()  # [checked steps, running]
             pending.clear()
+            stepper.look()
             now = time.perf_counter() - begin
             trace.clock.append((step, now))
             with np.errstate(divide="ignore", invalid="ignore"):
                 psnr = -10 * np.log10(seen[-1])
-            diverged, spiked = ([], []) if guard is None else guard.look(seen[-1], parameters, step == steps)
+            diverged, spiked = ([], []) if guard is None else guard.look(seen[-1], stepper.parameters, step == steps)
             bad = ~np.isfinite(seen) if guard is None else np.zeros(seen.shape, dtype=bool)
             if not independent:
                 bad |= bad.any(axis=1, keepdims=True)
@@ -163,9 +169,10 @@ def optimise(
                     trace.steps[signal] = max(len(trace.curves[signal]) - 1, 0)
                     trace.reasons[signal], trace.seconds[signal] = reason, now
                     leaving.append(row)
-            on_check(Look(step, list(running), psnr.tolist(), now, trace, parameters))
+            on_check(Look(step, list(running), psnr.tolist(), now, trace, stepper.parameters))
             if leaving and not independent:
-                return last_finite, trace
+                return stepper.last_finite(), trace
+            last_finite = stepper.last_finite() if leaving else []
             for row in leaving:
                 source = guard.best if guard and row in (*diverged, *spiked) else last_finite
                 for out, kept in zip(final, source, strict=True):
@@ -176,20 +183,16 @@ def optimise(
                 return final, trace
             if leaving:
                 rest = [row for row in range(len(running)) if row not in leaving]
-                index = torch.tensor(rest, device=values.device)
                 running = [running[row] for row in rest]
-                values, alive = values[index], alive[index]
-                last_finite = [kept[index] for kept in last_finite]
-                parameters = [p.detach()[index].requires_grad_() for p in parameters]
-                gradients = [g[index] for g in gradients]
-                adam.select(index)
+                stepper = stepper.select(torch.tensor(rest, device=values.device))
                 if guard is not None:
                     guard.select(rest)
                     spiked = [rest.index(row) for row in spiked if row in rest]
 
-        adam.update(parameters, gradients)
+        stepper.update()
         if guard is not None and spiked:
-            guard.roll_back(spiked, parameters, adam)
+            guard.roll_back(spiked, stepper.parameters, adam)
+            stepper.changed()
             spiked = []
     raise AssertionError("unreachable: the last step is a check that every signal leaves at")
 

@@ -22,6 +22,7 @@ from strainer_fast.fitting.recipe import Recipe
 from strainer_fast.fitting.recipe import recipe as get_recipe
 from strainer_fast.models import Architecture, Encoder, Strainer
 from strainer_fast.ops import choose, choose_device
+from strainer_fast.ops.dispatch import resolve_precision
 from strainer_fast.signals import Signal, as_signals
 from strainer_fast.signals.grid import COORDINATE_CONVENTION
 from strainer_fast.signals.load import Source
@@ -70,6 +71,7 @@ def pretrain(
     architecture = architecture or Architecture()
     where = choose_device(device)
     chosen = choose(implementation, where).name
+    precision = resolve_precision(recipe.precision, chosen, where)
     _check_uniform(signals)
     engine.check_memory(chosen, signals[0], len(signals), True, architecture, where)
     path = None if checkpoint is None else Path(checkpoint)
@@ -88,7 +90,7 @@ def pretrain(
     parameters = [p for layer in _layers(model) for p in (layer.weight, layer.bias)]
     adam = Adam(parameters, recipe, None)
     settings = _settings(signals, recipe, architecture)
-    surroundings = engine.environment(chosen, where)
+    surroundings = engine.environment(chosen, where, precision=precision)
     done: list[list[float]] = []
     spent = 0.0
     if path is not None and path.exists():
@@ -124,6 +126,7 @@ def pretrain(
             architecture.omegas,
             recipe,
             implementation=chosen,
+            precision=precision,
             steps=recipe.pretrain_steps,
             independent=False,
             adam=adam,

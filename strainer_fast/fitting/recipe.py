@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from strainer_fast._checks import bad_input, check_choice, check_count, check_real
+from strainer_fast.ops.dispatch import PRECISIONS
 
 STARTS = ("random", "least_squares", "mean")
 
@@ -30,6 +31,9 @@ class Recipe:
         guard_db: of fits: roll a network back to its best weights, once and with half the learning rate, when its PSNR
             at a look falls this many dB below its best or its loss is not finite; the second time it stops there
             ("diverged"). None: no roll-back, a fit whose loss is not finite stops at its last finite weights.
+        precision: what operands of products are rounded to, sums being float32: "fp32", or on a GPU "tf32", "fp16",
+            "bf16"; "auto" is fp16 with the Triton kernels on a GPU, where it is as good (gradients are scaled inside),
+            else fp32.
         check_every: steps between two looks at the loss; a fit can only stop at one of them.
         seed: of pre-training's initial weights. A fit draws a signal's from the seed and the signal's values, so they
             depend neither on its company nor on its place.
@@ -47,6 +51,7 @@ class Recipe:
     eps: float = 1e-8
     target_psnr: float | None = None
     guard_db: float | None = None
+    precision: str = "auto"
     check_every: int = 10
     seed: int = 0
 
@@ -64,6 +69,7 @@ class Recipe:
             "eps": check_real("eps", self.eps, minimum=0),
             "target_psnr": None if self.target_psnr is None else check_real("target_psnr", self.target_psnr, above=0),
             "guard_db": None if self.guard_db is None else check_real("guard_db", self.guard_db, above=0),
+            "precision": check_choice("precision", self.precision, ("auto", *PRECISIONS)),
             "check_every": check_count("check_every", self.check_every),
             "seed": check_count("seed", self.seed, 0, 2**62),
         }

@@ -20,6 +20,7 @@ UNDERSTOOD = frozenset(
     {
         *("name", "steps", "pretrain_steps", "start", "ridge", "learning_rate", "betas", "eps"),
         *("target_psnr", "guard_db", "check_every", "seed"),
+        "precision",  # checked before: only float32 gets here
     }
 )
 """Fields of a recipe that these fits follow (or that others follow before them). Any other one rules them out unless it

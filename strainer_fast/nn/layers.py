@@ -1,7 +1,7 @@
 """Sine and multi-head layers as ordinary nn.Modules: parameters named weight and bias, no hidden state.
 
-They work in any training loop: state_dict, deepcopy, pickle, LBFGS, torch.func, higher derivatives, autocast
-(the sine's argument stays float32).
+They work in any training loop: state_dict, deepcopy, pickle, LBFGS, torch.func, torch.compile, higher derivatives,
+autocast (the sine's argument stays float32). What runs them is chosen by `implementation`, see strainer_fast.ops.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from strainer_fast import reference
 from strainer_fast._checks import bad_input, check_count, check_real
 from strainer_fast.nn.init import init_linear_
+from strainer_fast.ops.layers import batched_sine_linear, check_layer_choice, multi_head_linear, sine_linear
 
 
 class _Layer(nn.Module):
@@ -19,6 +19,9 @@ class _Layer(nn.Module):
 
     weight: nn.Parameter
     bias: nn.Parameter | None
+    # Also for modules pickled before these existed.
+    implementation = "auto"
+    precision = "fp32"
 
     def __init__(
         self,
@@ -30,8 +33,12 @@ class _Layer(nn.Module):
         is_first: bool,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
+        implementation: str,
+        precision: str,
     ) -> None:
         super().__init__()
+        check_layer_choice(implementation, precision)
+        self.implementation, self.precision = implementation, precision
         self.in_features = check_count("in_features", in_features)
         self.out_features = check_count("out_features", out_features)
         self.omega = check_real("omega", omega, above=0)
@@ -66,7 +73,17 @@ class _Layer(nn.Module):
     def extra_repr(self) -> str:
         """What print(module) shows."""
         stack = "".join(f"{n}, " for n in self.weight.shape[:-2])
-        return f"{stack}{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+        return (
+            f"{stack}{self.in_features}, {self.out_features}, bias={self.bias is not None}{self._sine_repr()}"
+            + "".join(
+                f", {name}={getattr(self, name)}"
+                for name, default in (("implementation", "auto"), ("precision", "fp32"))
+                if getattr(self, name) != default
+            )
+        )
+
+    def _sine_repr(self) -> str:
+        return ""
 
 
 class SineLinear(_Layer):
@@ -79,10 +96,13 @@ class SineLinear(_Layer):
         omega: frequency scale in radians per unit; part of the layer, not of the state_dict.
         is_first: use the first layer's initialisation, U(+-1/in), instead of U(+-sqrt(6/in)/omega).
         device, dtype: of the parameters.
+        implementation: "triton" (kernels for a GPU), "torch" (plain PyTorch) or "auto": triton where it can run.
+        precision: what the Triton kernels may round operands of products to: "fp32", "tf32", "fp16" or "bf16".
 
     Shapes: x [..., in] -> [..., out]. Values in [-1, 1].
 
-    Raises InputError for sizes below 1, an omega that is not positive, or an input of another last axis.
+    Raises InputError for sizes below 1, an omega that is not positive, an unknown implementation or precision, an input
+    of another last axis, and for "triton" where it cannot run.
     """
 
     def __init__(
@@ -94,17 +114,20 @@ class SineLinear(_Layer):
         is_first: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        implementation: str = "auto",
+        precision: str = "fp32",
     ) -> None:
-        super().__init__((), in_features, out_features, bias, omega, is_first, device, dtype)
+        super().__init__((), in_features, out_features, bias, omega, is_first, device, dtype, implementation, precision)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]"""
         self._check_input(x, stacked=False)
-        return reference.sine_linear(x, self.weight, self.bias, self.omega)
+        how = {"implementation": self.implementation, "precision": self.precision}
+        return sine_linear(x, self.weight, self.bias, self.omega, **how)
 
-    def extra_repr(self) -> str:
-        """What print(module) shows."""
-        return f"{super().extra_repr()}, omega={self.omega:g}, is_first={self.is_first}"
+    def _sine_repr(self) -> str:
+        return f", omega={self.omega:g}, is_first={self.is_first}"
 
 
 class BatchedSineLinear(_Layer):
@@ -125,18 +148,23 @@ class BatchedSineLinear(_Layer):
         is_first: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        implementation: str = "auto",
+        precision: str = "fp32",
     ) -> None:
         stack = (check_count("num_signals", num_signals),)
-        super().__init__(stack, in_features, out_features, bias, omega, is_first, device, dtype)
+        super().__init__(
+            stack, in_features, out_features, bias, omega, is_first, device, dtype, implementation, precision
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """[P, in] or [N, P, in] -> [N, P, out]"""
         self._check_input(x, stacked=True)
-        return reference.batched_sine_linear(x, self.weight, self.bias, self.omega)
+        how = {"implementation": self.implementation, "precision": self.precision}
+        return batched_sine_linear(x, self.weight, self.bias, self.omega, **how)
 
-    def extra_repr(self) -> str:
-        """What print(module) shows."""
-        return f"{super().extra_repr()}, omega={self.omega:g}, is_first={self.is_first}"
+    def _sine_repr(self) -> str:
+        return f", omega={self.omega:g}, is_first={self.is_first}"
 
 
 class MultiHeadLinear(_Layer):
@@ -145,6 +173,7 @@ class MultiHeadLinear(_Layer):
     Args:
         num_heads: N, one head per signal.
         in_features, out_features, bias, device, dtype: as in nn.Linear.
+        implementation, precision: as in SineLinear.
         omega: only sets the spread of the initial weights, U(+-sqrt(6/in)/omega), as SIREN's last layer has it.
 
     Shapes: x [P, in], shared by all heads, or [N, P, in] -> [N, P, out].
@@ -159,11 +188,15 @@ class MultiHeadLinear(_Layer):
         omega: float = 30.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        implementation: str = "auto",
+        precision: str = "fp32",
     ) -> None:
         stack = (check_count("num_heads", num_heads),)
-        super().__init__(stack, in_features, out_features, bias, omega, False, device, dtype)
+        super().__init__(stack, in_features, out_features, bias, omega, False, device, dtype, implementation, precision)
 
     def forward(self, x: Tensor) -> Tensor:
         """[P, in] or [N, P, in] -> [N, P, out]"""
         self._check_input(x, stacked=True)
-        return reference.multi_head_linear(x, self.weight, self.bias)
+        how = {"implementation": self.implementation, "precision": self.precision}
+        return multi_head_linear(x, self.weight, self.bias, **how)

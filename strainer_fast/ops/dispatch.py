@@ -16,6 +16,9 @@ from strainer_fast.kernels import cpu
 IMPLEMENTATIONS = ("triton", "native", "tiled", "torch")
 """What this version can run: kernels for a GPU, then for a CPU, fastest first."""
 
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+"""What operands of products are rounded to; sums and the sine's argument are float32 always."""
+
 MINIMUM_TRITON = (3, 2)
 MINIMUM_CAPABILITY = (8, 0)
 
@@ -68,6 +71,27 @@ def choose(
     else:
         return Choice("native", f"C++ kernels for {level}, one pass over tiles of points; the fastest on a CPU")
     return Choice("tiled", f"one pass over tiles of points in PyTorch's calls; {why}")
+
+
+def resolve_precision(precision: str, implementation: str, device: torch.device) -> str:
+    """A recipe's precision as a name of PRECISIONS: "auto" is fp16 where the Triton kernels run on a GPU, else fp32.
+
+    Raises InputError as `check_precision`.
+    """
+    if precision == "auto":
+        return "fp16" if implementation == "triton" and device.type == "cuda" else "fp32"
+    check_precision(precision, implementation)
+    return precision
+
+
+def check_precision(precision: str, implementation: str) -> None:
+    """Refuse a precision that an implementation does not have: only the Triton kernels round operands.
+
+    Raises InputError.
+    """
+    check_choice("precision", precision, PRECISIONS)
+    if precision != "fp32" and implementation != "triton":
+        raise bad_input("precision", f"'fp32' with implementation {implementation!r}", repr(precision), "It is exact.")
 
 
 def triton_missing(device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from strainer_fast import reference
 from strainer_fast._checks import bad_input, check_choice, check_real
 from strainer_fast.ops.dispatch import choose
-from strainer_fast.ops.layer_ops import Linear, Sine
+from strainer_fast.ops.layer_autograd import linear, sine
 
 LAYER_IMPLEMENTATIONS = ("auto", "triton", "torch")
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
@@ -99,8 +99,7 @@ def multi_head_linear(
     if not _use_triton(implementation, precision, x.device, dtype, weight.numel()):
         return reference.multi_head_linear(x, weight, bias)
     x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    y: Tensor = Linear.run(_stack(x), weight, bias, HALVES.get(dtype, precision))
-    return y
+    return linear(_stack(x), weight, bias, HALVES.get(dtype, precision))
 
 
 def check_layer_choice(implementation: str, precision: str) -> None:
@@ -114,6 +113,16 @@ def _use_triton(implementation: str, precision: str, device: torch.device, dtype
     check_layer_choice(implementation, precision)
     # A layer on the CPU is PyTorch's own product; a warning about that, or about a device of shapes only, helps nobody.
     if implementation == "torch" or (implementation == "auto" and device.type in ("cpu", "meta")):
+        return False
+    if dtype not in (torch.float32, torch.float64, *HALVES):
+        if implementation == "triton":
+            raise bad_input("implementation", "'triton' with floats", str(dtype), "Use 'auto'.")
+        return False
+    # Compiled, a custom op has no forward mode (its tangents would be zero) and none of torch.func's reverse mode.
+    if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        if implementation == "triton":
+            fix = "Use 'auto', which is plain PyTorch there, or compile the layer without the transform."
+            raise bad_input("implementation", "'auto' where torch.func is compiled", "'triton'", fix)
         return False
     return _chosen(implementation, device, dtype) == "triton" and size > 0
 
@@ -134,8 +143,7 @@ def _sine(x: Tensor, weight: Tensor, bias: Tensor | None, omega: float | Tensor,
         weight, bias, omega = weight * factor, None if bias is None else bias * factor, 1.0
     # A custom op cannot see grad mode, so whether the sine's argument will be needed is said here.
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
-    y: Tensor = Sine.run(x, weight, bias, omega, save, precision)[0]
-    return y
+    return sine(x, weight, bias, omega, save, precision)[0]
 
 
 def _stack(x: Tensor) -> Tensor:

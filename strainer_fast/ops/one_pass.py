@@ -16,7 +16,7 @@ from torch import Tensor
 from strainer_fast import reference
 from strainer_fast._checks import Omega, bad_input, check_count, omega_per_layer
 from strainer_fast.ops import native, tiled, triton
-from strainer_fast.ops.dispatch import choose
+from strainer_fast.ops.dispatch import check_precision, choose
 
 
 def siren_mse(
@@ -28,6 +28,7 @@ def siren_mse(
     *,
     point_weights: Tensor | None = None,  # [P]
     implementation: str = "auto",
+    precision: str = "fp32",
     tile: int | None = None,
 ) -> Tensor:  # []
     """Mean squared error of a SIREN, with gradients from the same pass.
@@ -38,8 +39,12 @@ def siren_mse(
         weights, biases: of the L linear layers; None for a layer without bias.
         omega: a number or one per sine layer.
         point_weights: not negative; the loss is then the weighted average over points (a mask has zeros and ones).
-        implementation: "native" (C++, float32), "tiled" (PyTorch's calls), "torch" (plain autograd) or "auto".
-        tile: points at once, for the native and tiled implementations; None chooses it.
+        implementation: "triton" (GPU), "native" (C++, float32), "tiled" (PyTorch's calls), "torch" (plain autograd) or
+            "auto".
+        precision: what operands of products are rounded to, sums being float32: "fp32", or with the Triton kernels
+            "tf32", "fp16" or "bf16". The sine's argument is float32 always, gradients are scaled inside so that they
+            do not vanish in half precision, and come out as float32.
+        tile: points at once; None chooses it.
 
     Raises:
         InputError for shapes, dtypes or devices that do not belong together.
@@ -47,7 +52,7 @@ def siren_mse(
     """
     if values.ndim != 2:
         raise bad_input("values", "shape [P, C]", list(values.shape), "Use strainer_mse for several signals.")
-    _, losses = _loss(points, values.unsqueeze(0), weights, biases, omega, None, point_weights, implementation, tile)
+    _, losses = _loss(points, values.unsqueeze(0), weights, biases, omega, None, point_weights, implementation, precision, tile)
     return losses[0]
 
 
@@ -61,6 +66,7 @@ def strainer_mse(
     signal_weights: Tensor | None = None,  # [N]
     point_weights: Tensor | None = None,  # [P] or [N, P]
     implementation: str = "auto",
+    precision: str = "fp32",
     tile: int | None = None,
 ) -> tuple[Tensor, Tensor]:  # [], [N]
     """STRAINER's loss, sum_n w_n MSE_n of N signals with a shared encoder, and beside it each signal's MSE.
@@ -69,7 +75,7 @@ def strainer_mse(
     `signal_weights` are constants (1 by default). Other arguments and errors as in `siren_mse`.
     """
     total, losses = _loss(
-        points, values, weights, biases, omega, signal_weights, point_weights, implementation, tile, summed=True
+        points, values, weights, biases, omega, signal_weights, point_weights, implementation, precision, tile, True
     )
     return total, losses
 
@@ -83,6 +89,7 @@ def batched_siren_mse(
     *,
     point_weights: Tensor | None = None,  # [P] or [N, P]
     implementation: str = "auto",
+    precision: str = "fp32",
     tile: int | None = None,
 ) -> Tensor:  # [N]
     """Mean squared errors of N independent SIRENs, each differentiable. Arguments and errors as in `siren_mse`.
@@ -91,12 +98,12 @@ def batched_siren_mse(
     """
     if any(w.ndim != 3 for w in weights):
         raise bad_input("weights", "shape [N, out, in] each", [list(w.shape) for w in weights], "Use strainer_mse.")
-    _, losses = _loss(points, values, weights, biases, omega, None, point_weights, implementation, tile)
+    _, losses = _loss(points, values, weights, biases, omega, None, point_weights, implementation, precision, tile)
     return losses
 
 
 def losses_and_gradients(
-    implementation: str,
+    implementation: str,  # but "triton", whose steps have memory of their own: fitting/stepper.py
     points: Tensor,  # [P, in]
     values: Tensor,  # [N, P, C]
     parameters: Sequence[Tensor],  # weight and bias of each layer in turn, plain or stacked
@@ -130,11 +137,11 @@ def _sweep(
     signal_weights: Tensor | None,
     point_weights: Tensor | None,
     tile: int | None,
+    precision: str,
 ) -> list[Tensor]:
     """[losses, gradient of each wanted parameter ..., gradient of the points if wanted]"""
-    swept = _ENGINES[engine].sweep(
-        points, values, parameters, omegas, wanted, want_points, signal_weights, point_weights, tile
-    )
+    arguments = (points, values, parameters, omegas, wanted, want_points, signal_weights, point_weights, tile)
+    swept = _ENGINES[engine].sweep(*arguments, **({"precision": precision} if engine == "triton" else {}))
     return [swept.losses, *(g for g in (*swept.gradients, swept.points) if g is not None)]
 
 
@@ -150,9 +157,14 @@ def _(
     signal_weights: Tensor | None,
     point_weights: Tensor | None,
     tile: int | None,
+    precision: str,
 ) -> list[Tensor]:
     gradients = [p.new_empty(p.shape) for p, w in zip(parameters, wanted, strict=True) if w]
     return [values.new_empty(values.shape[0]), *gradients, *([points.new_empty(points.shape)] if want_points else [])]
+
+
+_POINTS = 10
+"""Arguments of _OnePass.forward before the points."""
 
 
 class _OnePass(torch.autograd.Function):
@@ -166,6 +178,7 @@ class _OnePass(torch.autograd.Function):
         omegas: tuple[float, ...],
         summed: bool,
         tile: int | None,
+        precision: str,
         values: Tensor,
         signal_weights: Tensor | None,
         point_weights: Tensor | None,
@@ -173,7 +186,17 @@ class _OnePass(torch.autograd.Function):
         *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
         losses, *gradients = _sweep(
-            engine, points, values, parameters, omegas, wanted, want_points, signal_weights, point_weights, tile
+            engine,
+            points,
+            values,
+            parameters,
+            omegas,
+            wanted,
+            want_points,
+            signal_weights,
+            point_weights,
+            tile,
+            precision,
         )
         if not summed:
             return losses.clone(), losses, *gradients
@@ -185,14 +208,14 @@ class _OnePass(torch.autograd.Function):
         _, ctx.wanted, ctx.want_points, _, ctx.summed, *_ = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[9:], *output[2:])
-        ctx.num_parameters = len(inputs) - 10
+        ctx.save_for_backward(*inputs[_POINTS:], *output[2:])
+        ctx.num_parameters = len(inputs) - _POINTS - 1
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         points, *saved = ctx.saved_tensors
         parameters, gradients = saved[: ctx.num_parameters], saved[ctx.num_parameters :]
-        fixed: tuple[None, ...] = (None,) * 9
+        fixed: tuple[None, ...] = (None,) * _POINTS
         if grad is None:
             return (*fixed, None, *[None] * ctx.num_parameters)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
@@ -236,6 +259,7 @@ def _loss(
     signal_weights: Tensor | None,
     point_weights: Tensor | None,
     implementation: str,
+    precision: str,
     tile: int | None,
     summed: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -245,6 +269,7 @@ def _loss(
     if tile is not None:
         check_count("tile", tile)
     chosen = choose(implementation, points.device, points.dtype).name
+    check_precision(precision, chosen)
     if chosen == "torch":
         prediction = reference.siren(points, weights, biases, omegas)
         if prediction.ndim == 2:
@@ -270,6 +295,7 @@ def _loss(
             omegas,
             summed,
             tile,
+            precision,
             values,
             signal_weights,
             point_weights,

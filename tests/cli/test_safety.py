@@ -39,7 +39,7 @@ Rows = Callable[[Path], list[dict[str, str]]]
         (["fit", "{img}", "--omega", "30,30"], "each of the 5 sine layers"),
         (
             ["fit", "{img}", "--implementation", "triton"],
-            "implementation: expected one of 'auto', 'native', 'tiled', 'torch', got 'triton'",
+            "implementation: expected 'triton' where it can run, got CPU tensors",
         ),
         (["fit", "{img}", "--alpha", "pink"], "alpha: expected one of"),
         (["fit", "{img}", "--init", "{tmp}/text/notes.txt"], "a complete safetensors file"),

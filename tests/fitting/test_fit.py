@@ -16,7 +16,7 @@ import torch
 
 import strainer_fast as sf
 from strainer_fast import reference
-from strainer_fast.fitting import engine, loop
+from strainer_fast.fitting import engine, loop, stepper
 from strainer_fast.fitting.optim import Adam
 from strainer_fast.fitting.start import signal_seed
 
@@ -191,7 +191,7 @@ def test_non_finite_loss_keeps_the_last_finite_weights(
     unseen: list[sf.Signal], encoder: sf.Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reference_run = sf.fit(unseen[:3], encoder, quick(steps=6, check_every=4), implementation="tiled")
-    compute, calls = loop.losses_and_gradients, 0
+    compute, calls = stepper.losses_and_gradients, 0
 
     def poisoned(*args: object) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         nonlocal calls
@@ -204,7 +204,7 @@ def test_non_finite_loss_keeps_the_last_finite_weights(
         calls += 1
         return losses, gradients
 
-    monkeypatch.setattr(loop, "losses_and_gradients", poisoned)
+    monkeypatch.setattr(stepper, "losses_and_gradients", poisoned)
     result = sf.fit(unseen[:3], encoder, quick(steps=20, check_every=4), implementation="tiled")
     assert result.stop_reasons == ["budget", "non_finite", "budget"]
     assert result.steps == [20, 6, 20]
@@ -350,7 +350,7 @@ def test_each_signal_is_handed_over_when_it_stops(unseen: list[sf.Signal], encod
         (lambda e, s: sf.fit(s, e, "papr"), "recipe: expected one of 'paper'"),
         (
             lambda e, s: sf.fit(s, e, implementation="warp"),
-            "implementation: expected one of 'auto', 'native', 'tiled', 'torch'",
+            "implementation: expected one of 'auto', 'triton', 'native', 'tiled', 'torch'",
         ),
         (lambda e, s: sf.fit(s, e, device="cuda:7"), "device: expected a device that is here"),
         (lambda e, s: sf.fit(s, e, device="gpu"), "device"),

@@ -156,8 +156,7 @@ def check_copies(state: State) -> None:
     assert torch.equal(state.bias_copies, wanted["bias_copies"])
 
 
-@pytest.mark.parametrize("splits", [1, 3, 6])
-@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize(("groups", "splits"), [(1, 1), (1, 6), (3, 3)])
 def test_gradients_are_the_scaled_sums(groups: int, splits: int, device: str) -> None:
     state = State(groups, splits, device)
     state.fill()
@@ -178,7 +177,7 @@ def test_gradients_are_the_scaled_sums(groups: int, splits: int, device: str) ->
     state.check_guards()
 
 
-@pytest.mark.parametrize(("groups", "splits"), [(1, 1), (1, 3), (3, 1), (3, 3)])
+@pytest.mark.parametrize(("groups", "splits"), [(1, 3), (3, 1)])
 def test_adam_against_float64(groups: int, splits: int, device: str) -> None:
     state = State(groups, splits, device, block=64)  # several blocks in a segment
     steps, started = 4, [0, 9, 1000][:groups]

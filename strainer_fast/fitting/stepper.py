@@ -1,0 +1,274 @@
+"""One optimiser step of a stack of networks: loss, gradients, Adam, and the last weights with a finite loss."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from strainer_fast.fitting.optim import Adam, rows
+from strainer_fast.ops import losses_and_gradients
+from strainer_fast.ops.tiled import normalisation
+from strainer_fast.ops.triton import on_device
+
+
+class Stepper:
+    """Steps by `ops.losses_and_gradients` and PyTorch's Adam.
+
+    Args:
+        points: [P, in]. values: [N, P, C].
+        parameters: leaves, updated in place; weight and bias of each layer, stacked [N, ...] where independent.
+        adam: optimiser state of these parameters.
+        implementation: what computes; see `make_stepper`.
+        independent: whether a signal whose loss is not finite concerns itself only.
+        keep: whether to keep the last weights with a finite loss; else `last_finite` is the weights as they are.
+    """
+
+    def __init__(
+        self,
+        points: Tensor,
+        values: Tensor,
+        parameters: list[Tensor],
+        omegas: Sequence[float],
+        adam: Adam,
+        implementation: str,
+        independent: bool,
+        keep: bool,
+    ) -> None:
+        self.points, self.values, self.parameters, self.omegas, self.adam = points, values, parameters, omegas, adam
+        self.implementation, self.independent, self.keep = implementation, independent, keep
+        self._gradients: list[Tensor] = []
+        self._kept = [p.detach().clone() for p in parameters] if keep else []
+        self._alive = torch.ones(len(values) if independent else (), dtype=torch.bool, device=values.device)
+
+    def evaluate(self, want_gradients: bool) -> Tensor:  # MSE [N], before the update
+        """Losses of the weights as they are, and what `update` needs."""
+        losses, self._gradients = losses_and_gradients(
+            self.implementation, self.points, self.values, self.parameters, self.omegas, want_gradients
+        )
+        if self.keep:
+            finite = torch.isfinite(losses)
+            self._alive &= finite if self.independent else finite.all()
+            for kept, p in zip(self._kept, self.parameters, strict=True):
+                torch.where(rows(self._alive, p), p.detach(), kept, out=kept)
+        return losses
+
+    def update(self) -> None:
+        """Adam's step with the gradients of the last `evaluate`."""
+        self.adam.update(self.parameters, self._gradients)
+
+    def last_finite(self) -> list[Tensor]:
+        """Weights of the last evaluation with a finite loss, of each network."""
+        return self._kept if self.keep else [p.detach() for p in self.parameters]
+
+    def look(self) -> None:
+        """Bring what the host knows of the optimiser up to date: called where losses are looked at anyway."""
+
+    def changed(self) -> None:
+        """Parameters or optimiser state were changed from outside."""
+
+    def select(self, index: Tensor) -> Stepper:
+        """The same for these networks only."""
+        self.adam.select(index)
+        chosen = type(self)(
+            self.points,
+            self.values[index],
+            [p.detach()[index].requires_grad_() for p in self.parameters],
+            self.omegas,
+            self.adam,
+            self.implementation,
+            self.independent,
+            self.keep,
+        )
+        # For the update that belongs to the last evaluation.
+        chosen._gradients = [g[index] for g in self._gradients]
+        chosen._kept = [kept[index] for kept in self._kept]
+        chosen._alive = self._alive[index] if self.independent else self._alive
+        return chosen
+
+
+class TritonStepper(Stepper):
+    """Steps by the Triton kernels on memory allocated once: no allocation and no synchronisation per step.
+
+    On a GPU the launches of a step are recorded into CUDA graphs the second time and replayed from then on. Parameters
+    and optimiser state move into flat buffers that the given tensors become views of. A step whose loss or gradient is
+    not finite changes nothing; where only the gradient is (half precision overflows), `look` says so and lowers the
+    factor that gradients are scaled by inside.
+    """
+
+    def __init__(
+        self,
+        points: Tensor,
+        values: Tensor,
+        parameters: list[Tensor],
+        omegas: Sequence[float],
+        adam: Adam,
+        implementation: str,
+        independent: bool,
+        keep: bool,
+    ) -> None:
+        super().__init__(points, values, parameters, omegas, adam, implementation, independent, keep=False)
+        from strainer_fast.kernels.optim import Table
+        from strainer_fast.kernels.siren import Pipeline, network_of
+
+        self.precision = implementation.partition(":")[2] or "fp32"
+        network = network_of(points.shape[1], parameters, omegas, self.precision)
+        device = points.device
+        with on_device(points):
+            self.pipeline = Pipeline(network, len(points), [True] * len(parameters), False, device)
+            self.table = Table(self.pipeline.segments, self.pipeline.groups, device)  # its scales may change: `look`
+        self.flat = self._move(parameters, lambda i, view: setattr(parameters[i], "data", view))
+        self.exp_avg = self._move(adam.exp_avg, lambda i, view: adam.exp_avg.__setitem__(i, view))
+        self.exp_avg_sq = self._move(adam.exp_avg_sq, lambda i, view: adam.exp_avg_sq.__setitem__(i, view))
+        self.gradients, self.previous = torch.zeros_like(self.flat), self.flat.clone()
+        groups = self.pipeline.groups
+        self.step, self.bad, self.skipped = (torch.zeros(groups, dtype=torch.int32, device=device) for _ in range(3))
+        self.learning_rate = torch.zeros(groups, device=device)
+        norm, scale = normalisation(values, None, None)
+        self.norm, self.scale = norm.float(), scale * self.pipeline.loss_scale
+        self.losses = torch.zeros(len(values), device=device)
+        self._skipped_before = torch.zeros(groups, dtype=torch.int32)
+        self._evaluate, self._update = _Replayed(self._launch_gradients, device), _Replayed(self._launch_adam, device)
+        self.changed()
+
+    def _move(self, tensors: Sequence[Tensor], put: Callable[[int, Tensor], object]) -> Tensor:
+        """Copy tensors into a flat buffer and put views of it in their place."""
+        flat = self.points.new_zeros(self.pipeline.groups, self.pipeline.length)
+        for i, (view, tensor) in enumerate(zip(self.pipeline.parameters(flat), tensors, strict=True)):
+            view = view if view.ndim == tensor.ndim else view[0]
+            view.copy_(tensor.detach())
+            put(i, view)
+        return flat
+
+    def _launch_gradients(self) -> None:
+        from strainer_fast.kernels.optim import launch_reduce
+
+        self.pipeline.launch(self.points, self.values, self.scale, self.norm, self.losses, self.bad)
+        launch_reduce(self.table, self.pipeline.partials, self.gradients, self.bad)
+
+    def _launch_adam(self) -> None:
+        from strainer_fast.kernels.optim import launch_adam, launch_advance
+
+        pipeline, recipe = self.pipeline, self.adam.recipe
+        launch_adam(
+            self.table,
+            self.flat,
+            self.gradients,
+            self.exp_avg,
+            self.exp_avg_sq,
+            self.step,
+            self.learning_rate,
+            self.bad,
+            pipeline.copies,
+            pipeline.exact_copies,
+            self.previous,
+            beta1=recipe.betas[0],
+            beta2=recipe.betas[1],
+            eps=recipe.eps,
+            precision=self.precision,
+        )
+        launch_advance(self.step, self.bad, self.skipped)
+
+    def evaluate(self, want_gradients: bool) -> Tensor:
+        """Losses of the weights as they are; gradients come with them, asked for or not."""
+        with torch.no_grad(), on_device(self.points):
+            self._evaluate()
+        return self.losses.clone()
+
+    def update(self) -> None:
+        """Adam's step with the gradients of the last `evaluate`."""
+        with torch.no_grad(), on_device(self.points):
+            self._update()
+
+    def last_finite(self) -> list[Tensor]:
+        """Weights of the last evaluation with a finite loss, of each network."""
+        finite = torch.isfinite(self.losses)
+        alive = finite if self.pipeline.groups > 1 or len(finite) == 1 else finite.all().view(1)
+        flat = torch.where(alive[:, None], self.flat, self.previous)
+        return [v.reshape(p.shape) for v, p in zip(self.pipeline.parameters(flat), self.parameters, strict=True)]
+
+    def look(self) -> None:
+        """Step counts to the host; where gradients overflowed, a smaller scale and a warning."""
+        self.adam.step.copy_(self.step.cpu().view(self.adam.step.shape))
+        skipped = self.skipped.cpu()
+        overflowed = (skipped > self._skipped_before) & torch.isfinite(self.losses).view(len(skipped), -1).all(1).cpu()
+        self._skipped_before = skipped
+        if overflowed.any() and self.precision == "fp16":
+            self.scale /= 16
+            self.table.scales[:, 0] *= 16
+            warnings.warn(
+                f"gradients overflowed in fp16 and {int(overflowed.sum())} networks skipped steps: continuing with a "
+                "smaller loss scale. If this comes again, use precision='tf32' or 'fp32'.",
+                stacklevel=3,
+            )
+
+    def changed(self) -> None:
+        """Step counts, learning rates and copies of the weights from what was changed outside."""
+        from strainer_fast.kernels.optim import launch_copies
+
+        self.step.copy_(self.adam.step.view(-1))
+        self.learning_rate.copy_((self.adam.recipe.learning_rate * self.adam.scale).view(-1))
+        with on_device(self.points):
+            copies = self.pipeline.copies, self.pipeline.exact_copies
+            launch_copies(self.table, self.flat, *copies, precision=self.precision)
+
+    def select(self, index: Tensor) -> Stepper:
+        """The same for these networks only."""
+        self.look()
+        chosen = super().select(index)
+        assert isinstance(chosen, TritonStepper)
+        chosen.gradients.copy_(self.gradients[index])
+        chosen.bad.copy_(self.bad[index])
+        chosen.losses.copy_(self.losses[index])
+        chosen.previous.copy_(self.previous[index])
+        return chosen
+
+
+class _Replayed:
+    """Launches that are the same every time: run as they are first, recorded the second time, then replayed."""
+
+    def __init__(self, launches: Callable[[], None], device: torch.device) -> None:
+        self.launches, self.on_gpu = launches, device.type == "cuda"
+        self.calls = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self) -> None:
+        self.calls += 1
+        if self.graph is None and self.on_gpu and self.calls == 2:
+            self.graph = self._record()
+        if self.graph is None:
+            self.launches()
+        else:
+            self.graph.replay()
+
+    def _record(self) -> torch.cuda.CUDAGraph | None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self.launches()
+        except RuntimeError as error:
+            self.on_gpu = False
+            warnings.warn(f"no CUDA graph, so every step is launched kernel by kernel: {error}", stacklevel=4)
+            return None
+        return graph
+
+
+def make_stepper(
+    points: Tensor,  # [P, in]
+    values: Tensor,  # [N, P, C]
+    parameters: list[Tensor],
+    omegas: Sequence[float],
+    adam: Adam,
+    *,
+    implementation: str,
+    precision: str,
+    independent: bool,
+    keep: bool,
+) -> Stepper:
+    """What runs steps by an implementation of `ops.dispatch.IMPLEMENTATIONS`; arguments as of Stepper."""
+    arguments = points, values, parameters, omegas, adam
+    if implementation == "triton":
+        return TritonStepper(*arguments, f"triton:{precision}", independent, keep)
+    return Stepper(*arguments, implementation, independent, keep)
