@@ -4,7 +4,7 @@ The launchers are the real ones, so what is compiled from a record (aot.py) is w
 the same divisibilities of pointers and sizes, the same warps and stages.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
+from . import configs
 from .chip import Chip, assume, is_interpreted
+from .tiles import Row
 
 TYPES = {
     torch.float64: "fp64",
@@ -90,6 +92,10 @@ class Launch:
                 found[name] = value
         return found
 
+    def run(self) -> None:
+        """Launch it after all, where it was captured with tensors of a device that can."""
+        self.function[self.grid](**self.arguments, **self.options)
+
     def specialise(self) -> Specialisation:
         """As Triton does when it launches.
 
@@ -146,10 +152,22 @@ def _specialise(
 
 
 @contextmanager
-def capture(chip: Chip) -> Iterator[list[Launch]]:
+def table(rows: Iterable[Row]) -> Iterator[None]:
+    """Within, launchers take their tiles from these rows."""
+    before = configs.TABLE
+    configs.TABLE = tuple(rows)
+    try:
+        yield
+    finally:
+        configs.TABLE = before
+
+
+@contextmanager
+def capture(chip: Chip, device: str = "meta") -> Iterator[list[Launch]]:
     """Within, kernels are recorded in the list that this gives instead of launched, as for `chip`.
 
-    Raises RuntimeError in Triton's interpreter mode, TypeError for a launch of a kernel with tensors that are not meta.
+    Tensors are created on `device` unless told otherwise; the tuner captures on a GPU to launch later.
+    Raises RuntimeError in Triton's interpreter mode, TypeError for a launch with tensors of another device.
     """
     if is_interpreted():
         raise RuntimeError(
@@ -164,10 +182,10 @@ def capture(chip: Chip) -> Iterator[list[Launch]]:
         bound.apply_defaults()
         arguments = dict(bound.arguments)
         for name, value in arguments.items():
-            if isinstance(value, Tensor) and value.device.type != "meta":
+            if isinstance(value, Tensor) and value.device.type != device:
                 raise TypeError(
-                    f'{function.__name__}: {name}: expected a tensor of device "meta", got one of {value.device}. '
-                    f"Nothing is launched here: create it with device='meta'."
+                    f"{function.__name__}: {name}: expected a tensor of device {device}, got one of {value.device}. "
+                    f"Nothing is launched here: create it with device={device!r}."
                 )
         sizes = grid(arguments) if callable(grid) else grid
         options = {k: v for k, v in kwargs.items() if k not in names}
@@ -176,7 +194,7 @@ def capture(chip: Chip) -> Iterator[list[Launch]]:
     run = JITFunction.run
     JITFunction.run = record
     try:
-        with assume(chip):
+        with assume(chip), torch.device(device):
             yield launches
     finally:
         JITFunction.run = run

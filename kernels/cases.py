@@ -15,15 +15,9 @@ from .configs import BYTES, generation
 from .heads import heads_splits, launch_heads_loss
 from .layers import launch_forward, launch_input_gradient, launch_slope, launch_weight_gradient, splits_for
 from .mm import PRECISIONS
-from .optim import (
-    DTYPES,
-    launch_adam,
-    launch_advance,
-    launch_copies,
-    launch_newton_schulz,
-    launch_reduce,
-    newton_schulz_scratch,
-)
+from .newton_schulz import launch_newton_schulz, newton_schulz_scratch
+from .optim import launch_adam, launch_advance, launch_copies, launch_reduce
+from .segments import DTYPES
 from .siren import Network, Pipeline
 from .tiles import ANY, TABLE, Row
 from .trig import launch_sincos
@@ -51,8 +45,9 @@ class Case:
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A tensor of no device."""
-    return torch.empty(shape, dtype=dtype, device="meta")
+    """A tensor of the device that capture sets; on a GPU with numbers in it, which time and power depend on."""
+    tensor = torch.empty(shape, dtype=dtype)
+    return tensor if tensor.is_meta or not dtype.is_floating_point else tensor.normal_()
 
 
 def padded(points: int = POINTS) -> int:
@@ -159,14 +154,20 @@ def row_name(row: Row) -> str:
     return "/".join(["row", row.kernel, row.generation, *row.precisions, width, *(["few"] if row.few else [])])
 
 
+def row_precisions(row: Row) -> tuple[str, ...]:
+    """Those that a row is for."""
+    return tuple(p for p in PRECISIONS if ("half" if BYTES[p] == 2 else p) in row.precisions)
+
+
 def row_cases(table: tuple[Row, ...] = TABLE) -> list[Case]:
     """One case for each row: layers of the widest width it is for."""
 
     def case(row: Row) -> Case:
         points, width = FEW_POINTS if row.few else POINTS, min(row.width, WIDTH)
-        precisions = tuple(p for p in PRECISIONS if ("half" if BYTES[p] == 2 else p) in row.precisions)
         call = ROW_CASES[row.kernel]
-        return Case(row_name(row), lambda precision: call(precision, points, width), precisions, row.generation, row)
+        return Case(
+            row_name(row), lambda precision: call(precision, points, width), row_precisions(row), row.generation, row
+        )
 
     return [case(row) for row in table if row.generation != "interpreter" and row.kernel in ROW_CASES]
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .chip import current_chip, is_interpreted
+from .mm import PRECISIONS
 
 
 def wrong(name: str, expected: str, got: object, fix: str) -> ValueError:
@@ -62,3 +63,25 @@ def check_same_device(**tensors: Tensor | None) -> None:
 def launch_options(warps: int, stages: int) -> dict[str, int]:
     """Of a launch; the interpreter has none."""
     return {} if current_chip().target == "interpreter" else {"num_warps": warps, "num_stages": stages}
+
+
+def check_size(name: str, tensor: Tensor | None, dtype: torch.dtype, size: int) -> None:
+    """That a flat buffer has at least `size` elements; None will do for none.
+
+    Raises ValueError.
+    """
+    if tensor is None and size == 0:
+        return
+    if tensor is None or tensor.ndim != 1 or len(tensor) < size:
+        got = None if tensor is None else f"shape {list(tensor.shape)}"
+        raise wrong(name, f"a flat tensor of at least {size} elements", got, "Allocate it at the size stated.")
+    check_tensor(name, tensor, (None,), (dtype,), contiguous=True)
+
+
+def check_precision(precision: str) -> None:
+    """One of mm.PRECISIONS.
+
+    Raises ValueError.
+    """
+    if precision not in PRECISIONS:
+        raise wrong("precision", f"one of {', '.join(PRECISIONS)}", repr(precision), "Choose one of these.")

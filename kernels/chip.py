@@ -83,8 +83,6 @@ def _device_chip(device: int) -> Chip:
             _known[device] = Chip("hip", arch, has.multi_processor_count, 64 * 1024)
         else:
             arch = 10 * has.major + has.minor
-            like = max((c for c in CHIPS.values() if c.target == "cuda" and int(c.arch) <= arch), default=CHIPS["sm_80"],
-                       key=lambda c: int(c.arch))  # fmt: skip
-            shared = getattr(has, "shared_memory_per_block_optin", like.shared)
+            shared = getattr(has, "shared_memory_per_block_optin", CHIPS["sm_86"].shared)
             _known[device] = Chip("cuda", arch, has.multi_processor_count, shared)
     return _known[device]

@@ -5,13 +5,13 @@ The table is data: `make aot` compiles every row for its chip and reports regist
 a program runs, so a kernel's results never depend on what else the machine was doing.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from .chip import Chip, current_chip
 from .tiles import TABLE, Row, Tiles
 
 FEW_INPUTS = 4
-"""Layers with at most this many inputs (coordinates) use no matrix unit: a product that thin is cheaper as multiply-adds."""
+"""Layers with at most this many inputs (coordinates) use no matrix unit: thin products are cheaper without."""
 
 BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
 """Size of an operand as it is stored."""

@@ -30,7 +30,7 @@ MOST_COLUMNS = 32
 
 
 @triton.jit
-def _residual(
+def residual(
     prediction,  # [BLOCK_P, BLOCK_C]
     target_ptr,
     scale_ptr,
@@ -127,7 +127,7 @@ def heads_kernel(
         mask = (rows < end)[:, None] & unit_mask[None, :]
         h = load(h_ptr + network * stride_hn + rows[:, None] * stride_hp + units[None, :], mask, EVEN)
         prediction = mm(h, w, tl.zeros([BLOCK_P, BLOCK_C], tl.float32), PRECISION, TARGET) + bias[None, :]
-        square, gradient = _residual(
+        square, gradient = residual(
             prediction,
             target_ptr,
             scale_ptr,
@@ -222,7 +222,7 @@ def residual_kernel(
         w = tl.load(w_ptr + w_at, mask=k_mask[:, None] & column_mask[None, :], other=0.0)
         prediction = mm(h, w, prediction, PRECISION, TARGET)
     prediction += tl.load(b_ptr + network * outputs + columns, mask=column_mask, other=0.0)[None, :]
-    square, gradient = _residual(
+    square, gradient = residual(
         prediction,
         target_ptr,
         scale_ptr,

@@ -4,12 +4,18 @@ import torch
 import triton
 from torch import Tensor
 
-from .checks import check_same_device, check_tensor, launch_options, wrong
+from .checks import check_precision, check_same_device, check_tensor, launch_options, wrong
 from .chip import current_chip
 from .configs import FEW_INPUTS, tiles_for
-from .mm import PRECISIONS
-from .sine_linear import ARGUMENT, COSINE, NOTHING, forward_kernel, input_gradient_kernel, slope_kernel
-from .sine_linear import weight_gradient_kernel
+from .sine_linear import (
+    ARGUMENT,
+    COSINE,
+    NOTHING,
+    forward_kernel,
+    input_gradient_kernel,
+    slope_kernel,
+    weight_gradient_kernel,
+)
 from .tiles import Tiles
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -105,7 +111,7 @@ def launch_slope(
     *,
     omega: float,
     precision: str = "fp32",
-    tiles: Tiles = Tiles(64, 64),
+    tiles: Tiles | None = None,
 ) -> None:
     """dz = omega cos(z) dy.
 
@@ -118,6 +124,7 @@ def launch_slope(
     if z.numel() == 0:
         return
     networks, points, outputs = z.shape
+    tiles = tiles or Tiles(1024 if current_chip().target == "interpreter" else 64, 64)
     grid = (triton.cdiv(points, tiles.points), triton.cdiv(outputs, tiles.outputs), networks)
     slope_kernel[grid](
         dy,
@@ -159,7 +166,7 @@ def launch_input_gradient(
     coordinates = 0 if first is None or x is None else x.shape[-1]
     if networks == 0 or stacked % networks:
         raise wrong("w", f"a multiple of {networks} networks", stacked, "See the launcher's docstring.")
-    _check_precision(precision)
+    check_precision(precision)
     check_tensor("w", w, (None, None, None), FLOATS)
     check_tensor("dz", dz, (stacked, rows, outputs), FLOATS, rows=True)
     check_tensor("dx", dx, (networks, None, inputs), FLOATS, rows=True)
@@ -230,7 +237,7 @@ def launch_weight_gradient(
     coordinates = 0 if first is None else x.shape[-1]
     check_tensor("dw", dw, (None, None, None, None), contiguous=True)
     check_tensor("dz", dz, (networks, None, outputs), FLOATS, rows=True)
-    _check_precision(precision)
+    check_precision(precision)
     check_tensor("x", x, (networks, None, coordinates or inputs)[3 - x.ndim :], FLOATS)
     if first is not None:
         _check_first(first, x, networks, inputs)
@@ -301,13 +308,8 @@ def _first_strides(first: FewInputs | None) -> tuple[int, int, int]:
     return (0, 0, 0) if first is None else (first[0].stride(0), first[0].stride(1), first[1].stride(0))
 
 
-def _check_precision(precision: str) -> None:
-    if precision not in PRECISIONS:
-        raise wrong("precision", f"one of {', '.join(PRECISIONS)}", repr(precision), "See kernels/mm.py.")
-
-
 def _check_product(x: Tensor, w: Tensor, first: FewInputs | None, precision: str) -> None:
-    _check_precision(precision)
+    check_precision(precision)
     check_tensor("w", w, (None, None, None), FLOATS)
     networks, _, inputs = w.shape
     if x.ndim not in (2, 3):

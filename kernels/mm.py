@@ -22,18 +22,22 @@ def _round_mantissa(x, BITS: tl.constexpr):
 @triton.jit
 def to_operand(x, PRECISION: tl.constexpr, TARGET: tl.constexpr):
     """A float32 tile as an operand of `mm`, rounded to nearest: what a producer stores."""
+    # One return: the compiler wants one type from all, those of branches not taken included.
     if PRECISION == "fp16":
-        return x.to(tl.float16)
-    if PRECISION == "bf16":
+        operand = x.to(tl.float16)
+    elif PRECISION == "bf16":
         if TARGET == "interpreter":  # which truncates
-            return _round_mantissa(x, 7).to(tl.bfloat16)
-        return x.to(tl.bfloat16)
-    if PRECISION == "tf32":  # the matrix unit truncates: half a bit is won by rounding here
+            operand = _round_mantissa(x, 7).to(tl.bfloat16)
+        else:
+            operand = x.to(tl.bfloat16)
+    elif PRECISION == "tf32":  # the matrix unit truncates: half a bit is won by rounding here
         if TARGET == "interpreter":
-            return _round_mantissa(x, 10)
-        bits = x.to(tl.uint32, bitcast=True)
-        return ((bits + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
-    return x
+            operand = _round_mantissa(x, 10)
+        else:
+            operand = ((x.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
+    else:
+        operand = x
+    return operand
 
 
 @triton.jit
@@ -42,16 +46,19 @@ def mm(a, b, sums, PRECISION: tl.constexpr, TARGET: tl.constexpr):
     if TARGET == "interpreter":
         # The interpreter multiplies tf32 exactly and bfloat16 wrongly: round here, multiply in float32.
         if PRECISION == "fp16":
-            return tl.dot(a.to(tl.float16).to(tl.float32), b.to(tl.float16).to(tl.float32), sums)
-        if PRECISION == "tf32":
-            return tl.dot(_round_mantissa(a, 10), _round_mantissa(b, 10), sums)
-        if PRECISION == "bf16":
-            return tl.dot(_round_mantissa(a.to(tl.float32), 7), _round_mantissa(b.to(tl.float32), 7), sums)
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), sums)
-    if PRECISION == "fp32":
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), sums, input_precision="ieee")
-    if PRECISION == "tf32":
-        return tl.dot(a, b, sums, input_precision="tf32")
-    if PRECISION == "fp16":
-        return tl.dot(a.to(tl.float16), b.to(tl.float16), sums)
-    return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), sums)
+            sums = tl.dot(a.to(tl.float16).to(tl.float32), b.to(tl.float16).to(tl.float32), sums)
+        elif PRECISION == "tf32":
+            sums = tl.dot(_round_mantissa(a.to(tl.float32), 10), _round_mantissa(b.to(tl.float32), 10), sums)
+        elif PRECISION == "bf16":
+            sums = tl.dot(_round_mantissa(a.to(tl.float32), 7), _round_mantissa(b.to(tl.float32), 7), sums)
+        else:
+            sums = tl.dot(a.to(tl.float32), b.to(tl.float32), sums)
+    elif PRECISION == "fp32":
+        sums = tl.dot(a.to(tl.float32), b.to(tl.float32), sums, input_precision="ieee")
+    elif PRECISION == "tf32":
+        sums = tl.dot(a.to(tl.float32), b.to(tl.float32), sums, input_precision="tf32")
+    elif PRECISION == "fp16":
+        sums = tl.dot(a.to(tl.float16), b.to(tl.float16), sums)
+    else:
+        sums = tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), sums)
+    return sums

@@ -8,7 +8,8 @@ The layer after such a one can take coordinates and compute its input, the first
 
 Every tensor may have any strides but for a contiguous last axis where said; a stride of 0 over N shares it between
 the networks. Products round their operands to PRECISION (see mm.py) and add in float32; the sine's argument is float32
-always. OPERAND rounds what is stored as an operand of the next product. EVEN promises that no tile reaches over the end of a tensor, which saves every mask but those of coordinates.
+always. OPERAND rounds what is stored as an operand of the next product. EVEN promises that no tile reaches over the end
+of a tensor, which saves every mask but those of coordinates.
 The launchers are in layers.py.
 """
 
@@ -26,8 +27,10 @@ NOTHING, ARGUMENT, COSINE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 def load(pointers, mask, EVEN: tl.constexpr):
     """A tile, zero outside of the mask."""
     if EVEN:
-        return tl.load(pointers)
-    return tl.load(pointers, mask=mask, other=0.0)
+        tile = tl.load(pointers)
+    else:
+        tile = tl.load(pointers, mask=mask, other=0.0)
+    return tile
 
 
 @triton.jit
@@ -249,7 +252,7 @@ def input_gradient_kernel(
     row_mask, column_mask = rows < rows_d, columns < inputs
     sums = tl.zeros([BLOCK_P, BLOCK_K], tl.float32)
     os = tl.arange(0, BLOCK_O)
-    for member in range(0, summed):
+    for member in range(summed):
         dz_of = dz_ptr + (network * summed + member) * stride_dn
         w_of = w_ptr + (network * summed + member) * stride_wn
         for start in range(0, outputs, BLOCK_O):

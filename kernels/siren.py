@@ -1,4 +1,4 @@
-"""A training step of sine networks, layer by layer over waves of points: what is launched, in what order, on what memory.
+"""A training step of sine networks, layer by layer over waves of points: what is launched when, on what memory.
 
 A wave is as many points as keep its activations within WAVE_ELEMENTS a layer, so memory does not grow with the image.
 All sizes are padded: rows to whole tiles, widths so that rows begin at 16 bytes. Weights in the padding are zero,
@@ -24,7 +24,8 @@ from torch import Tensor
 from .configs import FEW_INPUTS
 from .heads import fuses, heads_splits, launch_heads_loss, launch_losses, launch_residual
 from .layers import launch_forward, launch_input_gradient, launch_weight_gradient, splits_for
-from .optim import DTYPES, Segment, Table
+from .on_chip import Weights, fits_on_chip, launch_network_step, scratch_size, step_programs
+from .segments import DTYPES, Segment, Table
 
 WAVE_ELEMENTS = 2**25
 """Activations of a layer in a wave: 64 MiB in half precision; 131,072 points of a network 256 wide."""
@@ -88,6 +89,8 @@ class Pipeline:
         trained = [i for i in range(self.layers) if wanted[2 * i] or wanted[2 * i + 1]]
         self.lowest = 0 if want_points else min(trained, default=self.layers)
         """The backward pass ends here: what lies before is frozen and costs its forward pass only."""
+        self.on_chip = wave is None and self._fits_on_chip()
+        """Whether a step is one launch (network.py) instead of a few per layer."""
         self.rows = self._wave_rows(wave)
         # Heads on shared features are one network of all their columns.
         self.head_networks = network.stacks[-2] if sines else 1
@@ -96,10 +99,26 @@ class Pipeline:
         self.columns = network.stacks[-1] * network.widths[-1] // self.head_networks
         head_width = self.widths[-1] if sines else network.coordinates
         self.head_precision = network.precision if sines else "fp32"
+        self.programs = 1
+        self.chip_splits = 1
+        if self.on_chip:
+            sizes = network.stacks[0], head_width, network.precision
+            self.chip_splits, self.programs = step_programs(points, *sizes)
         self.fused_heads = sines > 0 and fuses(self.columns, head_width, network.precision)
         self.segments = self._segments(trained)
         self.table = _table(tuple(self.segments), self.groups, torch.device(device))
         self._allocate(device)
+
+    def _same_width(self) -> bool:
+        """Whether whole-network kernels know the shape: equally wide sine layers, and as many networks in each."""
+        return self.layers > 1 and len({*self.widths}) == 1 and len({*self.network.stacks[:-1]}) == 1
+
+    def _fits_on_chip(self) -> bool:
+        network = self.network
+        if not self._same_width() or self.want_points or not all(self.wanted):
+            return False
+        columns = network.stacks[-1] * network.widths[-1] // network.stacks[0]
+        return fits_on_chip("network_step", network.coordinates, self.widths[0], columns, network.precision)
 
     def _wave_rows(self, wave: int | None) -> int:
         elements = max((w * n for w, n in zip(self.widths, self.network.stacks, strict=False)), default=1)
@@ -109,6 +128,8 @@ class Pipeline:
     def _splits(self, layer: int) -> int:
         """Partial sums of a layer's weight gradient."""
         network = self.network
+        if self.on_chip:
+            return self.chip_splits
         if layer == self.layers - 1:
             if self.fused_heads:
                 return heads_splits(self.rows, self.head_networks, self._inputs(layer), network.precision)
@@ -182,6 +203,11 @@ class Pipeline:
         self.copies = torch.zeros(max(self.copy_size, 1), dtype=operand, device=device)
         self.exact_copies = torch.zeros(max(self.exact_size, 1), dtype=torch.float32, device=device)
         self.partials = empty(max(self.partial_size, 1))
+        if self.on_chip:
+            self.sums = empty(self.chip_splits, self.head_networks, self.columns)
+            size = scratch_size(self.programs, sines - 1, self.widths[0], network.precision)
+            self.scratch = empty(size, dtype=operand)
+            return
         stored = range(1 if self.first_fused else 0, sines)
         size = {i: (network.stacks[i], self.rows, self.widths[i]) for i in range(sines)}
         self.h = {i: empty(*size[i], dtype=operand) for i in stored}
@@ -219,6 +245,24 @@ class Pipeline:
         stack = self.head_networks if layer == self.layers - 1 else self.network.stacks[layer]
         return self.exact_copies[s.copy : s.copy + self.network.stacks[layer] * s.copy_rows].view(stack, -1)
 
+    def weights(self) -> Weights:
+        """All weights, for the whole-network kernels."""
+        return Weights(
+            self.weight(0),
+            self.bias(0),
+            *(self.weight(min(1, self.layers - 1)), self.bias(min(1, self.layers - 1))),
+            *(self.weight(self.layers - 1), self.bias(self.layers - 1)),
+            self.layers - 2,
+            *(self._distance("copy", i) for i in (0, 1)),
+        )
+
+    def _distance(self, what: str, parameter: int) -> int:
+        """Elements from a hidden layer's weight (0) or bias (1) to the next one's."""
+        if self.layers < 4:
+            return 0
+        first, second = (getattr(self.segments[2 * layer + parameter], what) for layer in (1, 2))
+        return int(second) - int(first)
+
     def _gradients(self, layer: int) -> tuple[Tensor, Tensor]:
         """Partial sums [S, stack, out, in] and [S, stack, out]."""
         weight, bias = self.segments[2 * layer : 2 * layer + 2]
@@ -254,15 +298,27 @@ class Pipeline:
 
         Raises ValueError for tensors that do not belong together, before anything is launched.
         """
-        for start in range(0, self.points, self.rows):
+        if self.on_chip:
+            self._launch_on_chip(points, values, scale, point_weights)
+        for start in range(0, 0 if self.on_chip else self.points, self.rows):
             own = slice(start, min(start + self.rows, self.points))
             weights = None if point_weights is None else point_weights[:, own]
-            self._wave(points[own], values[:, own], scale, weights, None if dpoints is None else dpoints[own], start > 0)
+            gradient = None if dpoints is None else dpoints[own]
+            self._wave(points[own], values[:, own], scale, weights, gradient, start > 0)
         launch_losses(self.sums, norm, losses, bad)
+
+    def _launch_on_chip(self, points: Tensor, values: Tensor, scale: Tensor, point_weights: Tensor | None) -> None:
+        first, hidden, head = (self._gradients(i) for i in (0, min(1, self.layers - 1), self.layers - 1))
+        distances = (self._distance("partial", i) for i in (0, 1))
+        gradients = Weights(*first, *hidden, *head, self.layers - 2, *distances)
+        launch_network_step(
+            points, self.weights(), values, scale, self.sums, gradients, self.scratch, self.programs,
+            point_weights=point_weights, precision=self.network.precision,
+        )  # fmt: skip
 
     def forward(self, points: Tensor) -> Tensor:  # [rows, in] -> [stack, rows, H] of the last sine layer
         """Sine layers over one wave; cosines are kept where the backward pass needs them."""
-        precision, h = self.network.precision, points
+        h = points
         for i in range(self.layers - 1):
             if i == 0 and self.first_fused:
                 continue
@@ -384,4 +440,3 @@ def network_of(coordinates: int, parameters: Sequence[Tensor], omegas: Sequence[
         tuple(omegas),
         precision,
     )
-

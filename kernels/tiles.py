@@ -78,6 +78,15 @@ TABLE: tuple[Row, ...] = (
            (128, Tiles(32, 32, 128, 4, 2)), (256, Tiles(32, 32, 256, 8, 2))),
     *_rows("heads", FP32, NVIDIA, (32, Tiles(32, 32, 32, 4, 2)), (64, Tiles(32, 32, 64, 4, 2)),
            (128, Tiles(16, 32, 128, 4, 2)), (256, Tiles(16, 32, 256, 8, 1))),
+    # whole networks: points; the width at once. Wider ones do not fit a processor's memory.
+    *_rows("network_forward", HALF, NVIDIA, (64, Tiles(128, 64, 64, 4, 2)), (128, Tiles(128, 128, 128, 8, 1))),
+    *_rows("network_forward", HALF, "ampere hopper", (256, Tiles(64, 256, 256, 8, 1))),
+    *_rows("network_forward", TF32, NVIDIA, (64, Tiles(64, 64, 64, 4, 1)), (128, Tiles(64, 128, 128, 8, 1))),
+    *_rows("network_forward", FP32, NVIDIA, (32, Tiles(64, 32, 32, 4, 1)), (64, Tiles(32, 64, 64, 4, 1))),
+    *_rows("network_step", HALF, NVIDIA, (32, Tiles(128, 32, 32, 4, 1)), (64, Tiles(64, 64, 64, 4, 1)),
+           (128, Tiles(64, 128, 128, 8, 1))),
+    *_rows("network_step", TF32, NVIDIA, (32, Tiles(64, 32, 32, 4, 1)), (64, Tiles(64, 64, 64, 8, 1))),
+    *_rows("network_step", FP32, NVIDIA, (32, Tiles(32, 32, 32, 4, 1))),
     # AMD: fewer stages, 64 KiB of shared memory
     *_rows("forward", HALF, "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(128, 128, 32, 8, 2))),
     *_rows("input_gradient", HALF, "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(128, 32, 128, 8, 2))),
@@ -88,6 +97,8 @@ TABLE: tuple[Row, ...] = (
     # The interpreter pays per operation, not per number.
     *(Row(kernel, "interpreter", ("half", "tf32", "fp32"), width, tiles)
       for kernel in ("forward", "input_gradient", "weight_gradient")
-      for width, tiles in ((16, Tiles(256, 16, 16)), (64, Tiles(256, 64, 64)), (ANY, Tiles(256, 256, 256)))),
-    *_rows("heads", ("half", "tf32", "fp32"), "interpreter", (512, Tiles(256, 32, 512))),
+      for width, tiles in ((16, Tiles(1024, 16, 16)), (64, Tiles(1024, 64, 64)), (ANY, Tiles(1024, 256, 256)))),
+    *_rows("heads", ("half", "tf32", "fp32"), "interpreter", (512, Tiles(1024, 32, 512))),
+    *_rows("network_forward", ("half", "tf32", "fp32"), "interpreter", (256, Tiles(1024, 256, 256))),
+    *_rows("network_step", ("half", "tf32", "fp32"), "interpreter", (128, Tiles(1024, 128, 128))),
 )  # fmt: skip

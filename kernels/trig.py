@@ -69,17 +69,22 @@ def _special_function_unit(x, TARGET: tl.constexpr):
     r = tl.fma(n, -_TWO_PI_B, tl.fma(n, -_TWO_PI_A, x))
     if TARGET == "cuda":
         sine = tl.inline_asm_elementwise("sin.approx.f32 $0, $1;", "=f,f", [r], dtype=tl.float32, is_pure=True, pack=1)
-        cosine = tl.inline_asm_elementwise("cos.approx.f32 $0, $1;", "=f,f", [r], dtype=tl.float32, is_pure=True, pack=1)
-        return sine, cosine
-    return tl.sin(r), tl.cos(r)
+        cosine = tl.inline_asm_elementwise(
+            "cos.approx.f32 $0, $1;", "=f,f", [r], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        sine, cosine = tl.sin(r), tl.cos(r)
+    return sine, cosine
 
 
 @triton.jit
 def sincos(x, PRECISION: tl.constexpr, TARGET: tl.constexpr):
     """sin(x) and cos(x) of a float32 tile of any shape, in radians; what is not used costs nothing."""
     if PRECISION == "fp32" or TARGET == "hip":
-        return _polynomial(x)
-    return _special_function_unit(x, TARGET)
+        sine, cosine = _polynomial(x)
+    else:
+        sine, cosine = _special_function_unit(x, TARGET)
+    return sine, cosine
 
 
 @triton.jit

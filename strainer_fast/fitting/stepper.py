@@ -110,7 +110,7 @@ class TritonStepper(Stepper):
         keep: bool,
     ) -> None:
         super().__init__(points, values, parameters, omegas, adam, implementation, independent, keep=False)
-        from strainer_fast.kernels.optim import Table
+        from strainer_fast.kernels.segments import Table
         from strainer_fast.kernels.siren import Pipeline, network_of
 
         self.precision = implementation.partition(":")[2] or "fp32"

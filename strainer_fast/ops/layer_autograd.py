@@ -112,7 +112,8 @@ class Sine(torch.autograd.Function):
     def _argument(ctx: Any) -> Tensor:
         """z, computed again where nobody could tell that it would be needed (a vmap within a grad)."""
         x, w, b, z = ctx.saved_tensors
-        return ctx.omega * linear(x, w, b, ctx.precision) if z is None else z
+        argument: Tensor = ctx.omega * linear(x, w, b, ctx.precision) if z is None else z
+        return argument
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:

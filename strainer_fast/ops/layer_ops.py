@@ -115,4 +115,5 @@ def _inputs(x: Tensor, networks: int) -> Tensor:
 
 def _rows(tensor: Tensor) -> Tensor:
     """With a contiguous last axis."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+    # Not .contiguous(), which leaves any stride to an axis of one element.
+    return tensor if tensor.stride(-1) == 1 else tensor.clone(memory_format=torch.contiguous_format)

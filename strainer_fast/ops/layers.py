@@ -2,7 +2,8 @@
 
 They compose like PyTorch's own operations: gradients of any order of x, weights, biases and omega, forward mode, vmap,
 torch.func, autocast and torch.compile. Only gradients that are asked for are computed, and a frozen layer keeps nothing
-for those that are not.
+for those that are not. One thing the kernels cannot do is torch.compile of a torch.func transform (or of forward mode):
+"auto" is plain PyTorch there, "triton" an error.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from strainer_fast import reference
 from strainer_fast._checks import bad_input, check_choice, check_real
@@ -118,11 +120,10 @@ def _use_triton(implementation: str, precision: str, device: torch.device, dtype
         if implementation == "triton":
             raise bad_input("implementation", "'triton' with floats", str(dtype), "Use 'auto'.")
         return False
-    # Compiled, a custom op has no forward mode (its tangents would be zero) and none of torch.func's reverse mode.
-    if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() and _is_transformed():
         if implementation == "triton":
             fix = "Use 'auto', which is plain PyTorch there, or compile the layer without the transform."
-            raise bad_input("implementation", "'auto' where torch.func is compiled", "'triton'", fix)
+            raise bad_input("implementation", "'auto' where forward mode or torch.func is compiled", "'triton'", fix)
         return False
     return _chosen(implementation, device, dtype) == "triton" and size > 0
 
@@ -133,6 +134,11 @@ def _chosen(implementation: str, device: torch.device, dtype: torch.dtype) -> st
 
 # torch.compiler.assume_constant_result without the import of the compiler: it cannot trace what looks for Triton.
 _chosen._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _is_transformed() -> bool:
+    """Within forward mode or torch.func: what the compiler's node, a custom op, would answer with zeros or refuse."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _sine(x: Tensor, weight: Tensor, bias: Tensor | None, omega: float | Tensor, precision: str) -> Tensor:

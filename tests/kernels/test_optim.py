@@ -11,17 +11,9 @@ import torch
 from torch import Tensor
 
 from strainer_fast.kernels.mm import PRECISIONS
-from strainer_fast.kernels.optim import (
-    DTYPES,
-    Segment,
-    Table,
-    launch_adam,
-    launch_advance,
-    launch_copies,
-    launch_newton_schulz,
-    launch_reduce,
-    newton_schulz_scratch,
-)
+from strainer_fast.kernels.newton_schulz import launch_newton_schulz, newton_schulz_scratch
+from strainer_fast.kernels.optim import launch_adam, launch_advance, launch_copies, launch_reduce
+from strainer_fast.kernels.segments import DTYPES, Segment, Table
 
 UNIT = 2.0**-24  # half a unit in the last place of float32, relative
 

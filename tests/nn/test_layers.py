@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import strainer_fast as sf
+from strainer_fast import ops
 
 
 def assert_uniform(values: Tensor, bound: float) -> None:
@@ -92,6 +93,11 @@ def test_strided_and_expanded_inputs() -> None:
         ),
         (lambda: sf.MultiHeadLinear(2, 2, 3)(torch.zeros(3, 4, 2)), r"\[P, 2\] or \[2, P, 2\], got \[3, 4, 2\]"),
         (lambda: sf.BatchedSineLinear(2, 2, 3)(torch.zeros(2)), "input of BatchedSineLinear"),
+        (
+            lambda: sf.SineLinear(2, 3, implementation="native"),
+            "implementation: expected one of 'auto', 'triton', 'torch'",
+        ),
+        (lambda: sf.MultiHeadLinear(2, 2, 3, precision="half"), "precision: expected one of 'fp32'"),
     ],
 )
 def test_bad_arguments_say_what_to_do(build: object, message: str) -> None:
@@ -207,6 +213,38 @@ def test_dtype_and_meta_device() -> None:
     assert sf.SineLinear(2, 3).half()(torch.zeros(1, 2).half()).dtype == torch.float16
 
 
+def test_implementation_and_precision_are_of_the_module_not_of_its_state() -> None:
+    layer = sf.SineLinear(2, 3, implementation="torch", precision="tf32")
+    assert list(layer.state_dict()) == ["weight", "bias"]
+    twin = pickle.loads(pickle.dumps(layer))
+    assert (twin.implementation, twin.precision) == ("torch", "tf32")
+    del layer.implementation, layer.precision  # as pickled by a version that had neither
+    assert (layer.implementation, layer.precision) == ("auto", "fp32")
+    assert torch.equal(layer(torch.ones(1, 2)), twin(torch.ones(1, 2)))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_triton_by_name_is_not_replaced_silently() -> None:
+    layer = sf.BatchedSineLinear(2, 2, 3, implementation="triton").double()
+    with pytest.raises(sf.InputError, match="'triton' where it can run"):
+        layer(torch.zeros(1, 2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", ["sine_linear", "batched_sine_linear", "multi_head_linear"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_any_order_of_derivatives_in_float64(name: str, shared: bool) -> None:
+    """The public functions on their way to plain PyTorch; the Triton path: tests/ops_triton."""
+    stack = () if name == "sine_linear" else (2,)
+    shapes = [(*(() if shared else stack), 4, 3), (*stack, 2, 3), (*stack, 2)]
+    arguments = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+    if name != "multi_head_linear":
+        arguments.append(torch.tensor(2.0, dtype=torch.float64, requires_grad=True))  # omega
+    assert torch.autograd.gradcheck(getattr(ops, name), arguments)
+    assert torch.autograd.gradgradcheck(getattr(ops, name), arguments)
+
+
 def test_repr_says_what_matters() -> None:
     assert repr(sf.SineLinear(2, 3, omega=5.0)) == "SineLinear(2, 3, bias=True, omega=5, is_first=False)"
     assert repr(sf.MultiHeadLinear(4, 2, 3)) == "MultiHeadLinear(4, 2, 3, bias=True)"
+    chosen = sf.SineLinear(2, 3, omega=5.0, implementation="torch", precision="tf32")
+    assert repr(chosen).endswith("is_first=False, implementation=torch, precision=tf32)")

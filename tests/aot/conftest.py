@@ -1,0 +1,53 @@
+"""Kernels are compiled in processes of their own: whether Triton compiles or interprets is decided once per process."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Reports = dict[tuple[str, str], dict[str, Any]]
+"""Precision and case to what `kernels.aot --json` says."""
+
+COMPILED = ("step", "row/*/half/32", "lone/forward_inference", "lone/sincos", "lone/newton_schulz")
+"""Cases that are compiled for every test here; `make aot` compiles all."""
+
+
+def python(*arguments: str, interpret: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run Python with Triton's compiler, or its interpreter."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    if interpret:
+        environment["TRITON_INTERPRET"] = "1"
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment)
+
+
+def _compile(chip: str) -> Reports:
+    done = python("-m", "strainer_fast.kernels.aot", "--chip", chip, "--json", "--only", *COMPILED)
+    assert done.stdout, done.stderr
+    found = json.loads(done.stdout)
+    return {(kernel["precision"], case): kernel for kernel in found for case in kernel["cases"]}
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Run:
+    return python
+
+
+@pytest.fixture(scope="session")
+def sm_80() -> Reports:
+    return _compile("sm_80")
+
+
+@pytest.fixture(scope="session")
+def sm_90() -> Reports:
+    return _compile("sm_90")
+
+
+@pytest.fixture
+def reports(request: pytest.FixtureRequest, chip: str) -> Reports:
+    """Of the test's chip; each is compiled when the first test asks for it."""
+    return request.getfixturevalue(chip)
