@@ -24,7 +24,14 @@ from torch import Tensor
 from .configs import FEW_INPUTS
 from .heads import fuses, heads_splits, launch_heads_loss, launch_losses, launch_residual
 from .layers import launch_forward, launch_input_gradient, launch_weight_gradient, splits_for
-from .on_chip import Weights, fits_on_chip, launch_network_step, scratch_size, step_programs
+from .on_chip import (
+    Weights,
+    fits_on_chip,
+    launch_network_forward,
+    launch_network_step,
+    scratch_size,
+    step_programs,
+)
 from .segments import DTYPES, Segment, Table
 
 WAVE_ELEMENTS = 2**25
@@ -315,6 +322,25 @@ class Pipeline:
             points, self.weights(), values, scale, self.sums, gradients, self.scratch, self.programs,
             point_weights=point_weights, precision=self.network.precision,
         )  # fmt: skip
+
+    def values(
+        self,
+        points: Tensor,  # [P, in] float32
+        y: Tensor,  # [networks, P, columns] float32, contiguous; overwritten. See `head_networks` and `columns`
+    ) -> None:
+        """Values of the networks, without losses: whole networks on chip where they fit, else by layers."""
+        precision = self.network.precision
+        sizes = self.network.coordinates, self._inputs(self.layers - 1), self.columns, precision
+        if self._same_width() and fits_on_chip("network_forward", *sizes):
+            launch_network_forward(points, self.weights(), y, precision=precision)
+            return
+        head = self.weight(self.layers - 1), self.bias(self.layers - 1)
+        for start in range(0, self.points, self.rows):
+            own = slice(start, min(start + self.rows, self.points))
+            h = self.forward(points[own])
+            count = own.stop - start
+            h = h[:, :count] if h.ndim == 3 else h
+            launch_forward(h, *head, y[:, own], omega=1.0, sine=False, precision=self.head_precision)
 
     def forward(self, points: Tensor) -> Tensor:  # [rows, in] -> [stack, rows, H] of the last sine layer
         """Sine layers over one wave; cosines are kept where the backward pass needs them."""

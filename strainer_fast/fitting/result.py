@@ -24,6 +24,9 @@ from strainer_fast.signals.grid import COORDINATE_CONVENTION, axis, mesh
 CHUNK = 2**15
 """Points evaluated at once, about: rendering needs memory for these and for the image, not for all activations."""
 
+GPU_CHUNK = 2**20
+"""The same on a GPU, which a small chunk leaves idle."""
+
 MAX_POINTS = 2**28
 """Bound on a stored size, against files that ask for absurd allocations."""
 
@@ -182,10 +185,11 @@ def render(
     bounds = [(-1.0, 1.0)] * dims if window is None else window
     axes = [axis(n, b, device=weight.device, dtype=weight.dtype) for n, b in zip(size, bounds, strict=True)]
     out = torch.empty(*size, network.head.out_features, dtype=weight.dtype)
-    rows = max(1, CHUNK // math.prod(size[1:]))
+    chunk = CHUNK if weight.device.type == "cpu" else GPU_CHUNK
+    rows = max(1, chunk // math.prod(size[1:]))
     for start in range(0, size[0], rows):
         block = out[start : start + rows]
-        block.copy_(network(mesh([axes[0][start : start + rows], *axes[1:]])).view(block.shape))
+        block.copy_(network.values(mesh([axes[0][start : start + rows], *axes[1:]])).view(block.shape))
     return out
 
 

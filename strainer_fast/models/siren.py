@@ -12,7 +12,7 @@ from strainer_fast._checks import Omega, bad_input, check_count, omega_per_layer
 from strainer_fast.models.encoder import Encoder
 from strainer_fast.nn import BatchedSineLinear, MultiHeadLinear, SineLinear
 from strainer_fast.nn.init import init_linear_
-from strainer_fast.ops import batched_siren_mse, siren_mse
+from strainer_fast.ops import batched_siren_mse, siren_mse, siren_values
 
 
 class Siren(nn.Module):
@@ -126,6 +126,17 @@ class Siren(nn.Module):
         """[..., in] -> [..., C]"""
         values: Tensor = self.head(self.features(points))
         return values
+
+    def values(
+        self,
+        points: Tensor,  # [P, in]
+        *,
+        implementation: str = "auto",
+        precision: str = "fp32",
+    ) -> Tensor:  # [P, C]
+        """Values at points without gradients, for rendering; see `strainer_fast.ops.siren_values`."""
+        weights, biases = layer_parameters([*self.layers, self.head])
+        return siren_values(points, weights, biases, self.omegas, implementation=implementation, precision=precision)
 
     def loss(
         self,

@@ -71,6 +71,31 @@ def sweep(
         return Swept(losses, gradients, None if dpoints is None else dpoints / pipeline.loss_scale)
 
 
+def values(
+    points: Tensor,  # [P, in]
+    parameters: Sequence[Tensor],  # as of `sweep`
+    omegas: Sequence[float],
+    precision: str = "fp32",
+) -> Tensor:  # [N, P, C]; N = 1 for plain networks
+    """Values of networks at points, without gradients: whole networks on chip where they fit, else layer by layer."""
+    from strainer_fast.kernels.optim import launch_copies
+    from strainer_fast.kernels.siren import Pipeline, network_of
+
+    network = network_of(points.shape[1], parameters, omegas, precision)
+    num_signals, channels = network.stacks[-1], network.widths[-1]
+    if len(points) == 0 or num_signals * channels == 0:
+        return points.new_empty(num_signals, len(points), channels)
+    with on_device(points):
+        pipeline = Pipeline(network, len(points), [False] * len(parameters), device=points.device)
+        flat = points.new_empty(pipeline.groups, pipeline.length)
+        for own, p in zip(pipeline.parameters(flat), parameters, strict=True):
+            own.copy_(p)
+        launch_copies(pipeline.table, flat, pipeline.copies, pipeline.exact_copies, precision=precision)
+        y = points.new_empty(pipeline.head_networks, len(points), pipeline.columns)
+        pipeline.values(points, y)
+        return y.unflatten(2, (-1, channels)).movedim(2, 1).reshape(num_signals, len(points), channels)
+
+
 def on_device(tensor: Tensor) -> AbstractContextManager[object]:
     """Within, kernels are launched on the device of `tensor`."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
