@@ -15,12 +15,15 @@ demo: $(STAMP)
 
 test: test-main test-interpreter test-aot
 
-test-main: $(STAMP)
-	$(PYTEST) -m "not long" --ignore=tests/kernels --ignore=tests/aot
+# What runs kernels or compiles them has processes of its own: Triton decides once whether it interprets.
+INTERPRETED := tests/kernels tests/ops_triton
+MAIN := $(addprefix --ignore=,$(INTERPRETED) tests/aot)
 
-# Triton decides once per process whether it interprets, so these two have processes of their own.
+test-main: $(STAMP)
+	$(PYTEST) -m "not long" $(MAIN)
+
 test-interpreter: $(STAMP)
-	$(PYTEST) tests/kernels
+	$(PYTEST) -m "not long" $(INTERPRETED)
 
 test-aot: $(STAMP)
 	$(PYTEST) tests/aot
@@ -33,7 +36,8 @@ lint: $(STAMP)
 check: lint test
 
 check-long: check test-sanitized
-	$(PYTEST) -m long --ignore=tests/kernels --ignore=tests/aot
+	$(PYTEST) -m long $(MAIN)
+	$(PYTEST) -m long $(INTERPRETED) || test $$? -eq 5
 
 # The native engine's C++ alone, under the sanitizers of memory, undefined behaviour and threads.
 ENGINE_TEST := $(CXX) -std=c++17 -O2 -g -ffp-contract=fast -fno-math-errno -pthread kernels/cpu/*.cpp tests/native/engine_test.cpp
@@ -60,6 +64,13 @@ keep-bench: $(STAMP)
 
 readme-table: $(STAMP)
 	$(BIN)/python -m benchmarks.report benchmarks/results/cpu.json --update README.md docs/native.md
+
+# The kernels on the oldest Triton that is supported (its interpreter needs an older numpy).
+test-oldest: $(STAMP)
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	sed 's/^triton==.*/triton==3.2.0/; s/^numpy==.*/numpy==2.3.5/' constraints.txt > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt --editable ".[test]"
+	.venv-oldest/bin/python -m pytest -q -m "not long" tests/kernels tests/ops_triton/test_sweep.py
 
 dev: $(STAMP)
 

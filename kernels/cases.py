@@ -4,6 +4,7 @@ A case calls launchers on meta tensors; capture.py records what they launch. To 
 new kind of table row a function in ROW_CASES.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ from .heads import heads_splits, launch_heads_loss
 from .layers import launch_forward, launch_input_gradient, launch_slope, launch_weight_gradient, splits_for
 from .mm import PRECISIONS
 from .newton_schulz import launch_newton_schulz, newton_schulz_scratch
+from .on_chip import Weights, launch_network_forward, launch_network_step, scratch_size, step_programs
 from .optim import launch_adam, launch_advance, launch_copies, launch_reduce
 from .segments import DTYPES
 from .siren import Network, Pipeline
@@ -139,11 +141,45 @@ def heads(precision: str, points: int = POINTS, width: int = WIDTH) -> None:
                       precision=precision)  # fmt: skip
 
 
+def _weights(width: int, hidden: int, precision: str | None, splits: int | None = None) -> Weights:
+    """Of a network in fp32 with its operands, or partial sums of their gradients."""
+    lead = (1,) if splits is None else (splits, 1)
+    operand = DTYPES[precision] if precision else torch.float32
+    return Weights(
+        empty(*lead, width, COORDINATES),
+        empty(*lead, width),
+        empty(*lead, width, width, dtype=operand),
+        empty(*lead, width),
+        empty(*lead, CHANNELS, width, dtype=operand),
+        empty(*lead, CHANNELS),
+        hidden,
+        math.prod(lead) * width * width,
+        math.prod(lead) * width,
+    )
+
+
+def network_forward(precision: str, points: int = POINTS, width: int = WIDTH) -> None:
+    """Values of a whole network."""
+    weights = _weights(width, LAYERS - 1, precision)
+    launch_network_forward(empty(points, COORDINATES), weights, empty(1, points, CHANNELS), precision=precision)
+
+
+def network_step(precision: str, points: int = POINTS, width: int = WIDTH) -> None:
+    """Loss and all gradients of a whole network."""
+    splits, programs = step_programs(points, 1, width, precision)
+    scratch = empty(scratch_size(programs, LAYERS - 1, width, precision), dtype=DTYPES[precision])
+    launch_network_step(empty(points, COORDINATES), _weights(width, LAYERS - 1, precision), empty(1, points, CHANNELS),
+                        empty(1), empty(splits, 1, CHANNELS), _weights(width, LAYERS - 1, None, splits), scratch,
+                        programs, precision=precision)  # fmt: skip
+
+
 ROW_CASES: dict[str, Callable[[str, int, int], None]] = {
     "forward": forward,
     "input_gradient": input_gradient,
     "weight_gradient": weight_gradient,
     "heads": heads,
+    "network_forward": network_forward,
+    "network_step": network_step,
 }
 """How to call the kernel that rows of the table are for: precision, points, width."""
 

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from .heads import residual
 from .mm import mm, to_operand
-from .sine_linear import first_layer
+from .sine_linear import first_layer, load
 from .trig import sincos
 
 
@@ -27,16 +27,15 @@ def _hidden(
     b_ptr,  # [width]
     units,
     unit_mask,
-    width,
+    WIDTH: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_H: tl.constexpr,
     PRECISION: tl.constexpr,
     TARGET: tl.constexpr,
 ):
     """The sine's argument of a hidden layer."""
-    w = tl.load(  # transposed: [in, out]
-        w_ptr + units[None, :] * width + units[:, None], mask=unit_mask[:, None] & unit_mask[None, :], other=0.0
-    )
+    at = w_ptr + units[None, :] * WIDTH + units[:, None]  # transposed: [in, out]
+    w = load(at, unit_mask[:, None] & unit_mask[None, :], WIDTH == BLOCK_H)
     z = mm(h, w, tl.zeros([BLOCK_P, BLOCK_H], tl.float32), PRECISION, TARGET)
     return z + tl.load(b_ptr + units, mask=unit_mask, other=0.0)[None, :]
 
@@ -53,7 +52,6 @@ def network_forward_kernel(
     y_ptr,  # [N, P, channels] float32, contiguous
     points,
     hidden,  # layers after the first, without the head
-    width,
     channels,
     stride_xn,
     stride_xp,
@@ -61,6 +59,7 @@ def network_forward_kernel(
     stride_w,  # from a hidden layer to the next
     stride_b,
     FIRST: tl.constexpr,
+    WIDTH: tl.constexpr,  # a constant, so that addresses are: registers
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -70,11 +69,11 @@ def network_forward_kernel(
     network = tl.program_id(1).to(tl.int64)
     rows = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     units, columns = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_C)
-    unit_mask, column_mask, row_mask = units < width, columns < channels, rows < points
+    unit_mask, column_mask, row_mask = units < WIDTH, columns < channels, rows < points
     z = first_layer(
         x_ptr + network * stride_xn,
-        first_w_ptr + network * width * FIRST,
-        first_b_ptr + network * width,
+        first_w_ptr + network * WIDTH * FIRST,
+        first_b_ptr + network * WIDTH,
         rows,
         row_mask,
         units,
@@ -90,17 +89,17 @@ def network_forward_kernel(
     )
     sine, _ = sincos(z, PRECISION, TARGET)
     h = to_operand(sine, PRECISION, TARGET)
-    w_ptr += network * width * width
-    b_ptr += network * width
+    w_ptr += network * WIDTH * WIDTH
+    b_ptr += network * WIDTH
     for layer in range(hidden):
         z = _hidden(
-            h, w_ptr + layer * stride_w, b_ptr + layer * stride_b, units, unit_mask, width, BLOCK_P, BLOCK_H, PRECISION,
+            h, w_ptr + layer * stride_w, b_ptr + layer * stride_b, units, unit_mask, WIDTH, BLOCK_P, BLOCK_H, PRECISION,
             TARGET,
         )  # fmt: skip
         sine, _ = sincos(z, PRECISION, TARGET)
         h = to_operand(sine, PRECISION, TARGET)
     w = tl.load(  # transposed: [width, channels]
-        head_w_ptr + network * channels * width + columns[None, :] * width + units[:, None],
+        head_w_ptr + network * channels * WIDTH + columns[None, :] * WIDTH + units[:, None],
         mask=unit_mask[:, None] & column_mask[None, :],
         other=0.0,
     )
@@ -135,7 +134,6 @@ def network_step_kernel(
     points,
     rows_per_split,
     hidden,
-    width,
     outputs,
     channels,
     heads,
@@ -152,14 +150,16 @@ def network_step_kernel(
     stride_pp,
     HAS_WEIGHTS: tl.constexpr,
     FIRST: tl.constexpr,
+    WIDTH: tl.constexpr,  # a constant, so that addresses are: registers
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    CHUNK: tl.constexpr,
     PRECISION: tl.constexpr,
     TARGET: tl.constexpr,
 ):
     units, columns, lanes = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_P)
-    unit_mask, column_mask = units < width, columns < outputs
+    unit_mask, column_mask = units < WIDTH, columns < outputs
     inner_mask = unit_mask[:, None] & unit_mask[None, :]
     tile_at = lanes[:, None] * BLOCK_H + units[None, :]
     tile_size: tl.constexpr = BLOCK_P * BLOCK_H
@@ -168,10 +168,10 @@ def network_step_kernel(
     for turn in range(tl.cdiv(networks * splits - tl.program_id(0), tl.num_programs(0))):
         which = program + turn * tl.num_programs(0)  # split * networks + network
         network, split = which % networks, which // networks
-        own_w, own_b = w_ptr + network * width * width, b_ptr + network * width
-        own_dw, own_db = dw_ptr + which * width * width, db_ptr + which * width
+        own_w, own_b = w_ptr + network * WIDTH * WIDTH, b_ptr + network * WIDTH
+        own_dw, own_db = dw_ptr + which * WIDTH * WIDTH, db_ptr + which * WIDTH
         head_w = tl.load(  # transposed: [width, outputs]
-            head_w_ptr + network * outputs * width + columns[None, :] * width + units[:, None],
+            head_w_ptr + network * outputs * WIDTH + columns[None, :] * WIDTH + units[:, None],
             mask=unit_mask[:, None] & column_mask[None, :],
             other=0.0,
         )
@@ -185,13 +185,16 @@ def network_step_kernel(
         end = tl.minimum(begin + rows_per_split, points)
         # A share without points writes zeros, so one round at least.
         for start in range(0, tl.maximum(end - begin, 1), BLOCK_P):
-            rows = begin + start + lanes
-            row_mask = rows < end
+            # Long sums in scalars only: per-lane addresses of 32 bits take half the registers.
+            first_row = begin + start
+            left = (end - first_row).to(tl.int32)
+            row_mask = lanes < left
+            x_tile = x_ptr + first_row * stride_xp
             z = first_layer(
-                x_ptr,
-                first_w_ptr + network * width * FIRST,
-                first_b_ptr + network * width,
-                rows,
+                x_tile,
+                first_w_ptr + network * WIDTH * FIRST,
+                first_b_ptr + network * WIDTH,
+                lanes,
                 row_mask,
                 units,
                 unit_mask,
@@ -210,7 +213,7 @@ def network_step_kernel(
             tl.store(scratch_ptr + tile_size + tile_at, to_operand(cosine, PRECISION, TARGET))
             for layer in range(hidden):
                 z = _hidden(
-                    h, own_w + layer * stride_w, own_b + layer * stride_b, units, unit_mask, width, BLOCK_P, BLOCK_H,
+                    h, own_w + layer * stride_w, own_b + layer * stride_b, units, unit_mask, WIDTH, BLOCK_P, BLOCK_H,
                     PRECISION, TARGET,
                 )  # fmt: skip
                 sine, cosine = sincos(z, PRECISION, TARGET)
@@ -221,13 +224,13 @@ def network_step_kernel(
             prediction = mm(h, head_w, tl.zeros([BLOCK_P, BLOCK_C], tl.float32), PRECISION, TARGET) + head_b[None, :]
             square, gradient = residual(
                 prediction,
-                target_ptr,
+                target_ptr + first_row * stride_tp,
                 scale_ptr,
-                weight_ptr,
-                rows,
+                weight_ptr + first_row * stride_pp,
+                lanes,
                 columns,
                 network,
-                end,
+                left,
                 outputs,
                 channels,
                 heads,
@@ -250,21 +253,24 @@ def network_step_kernel(
                 saved = scratch_ptr + (layer + 1) * 2 * tile_size + tile_at
                 dz = dh * tl.load(saved + tile_size).to(tl.float32)
                 db_at = own_db + layer * stride_db + units
-                dw_at = own_dw + layer * stride_dw + units[:, None] * width + units[None, :]
                 added = unit_mask & (start > 0)
                 db = tl.load(db_at, mask=added, other=0.0) + tl.sum(dz, axis=0)
                 tl.store(db_at, db, mask=unit_mask)
                 dz = to_operand(dz, PRECISION, TARGET)
-                dw = tl.load(dw_at, mask=inner_mask & (start > 0), other=0.0)
-                dw = mm(tl.trans(dz), tl.load(saved - 2 * tile_size), dw, PRECISION, TARGET)
-                tl.store(dw_at, dw, mask=inner_mask)
-                w_at = own_w + layer * stride_w + units[:, None] * width + units[None, :]
-                w = tl.load(w_at, mask=inner_mask, other=0.0)
+                for chunk in range(0, BLOCK_H, CHUNK):  # some columns at a time: registers
+                    ks = chunk + tl.arange(0, CHUNK)
+                    dw_at = own_dw + layer * stride_dw + units[:, None] * WIDTH + ks[None, :]
+                    dw_mask = unit_mask[:, None] & (ks < WIDTH)[None, :]
+                    before = tl.load(scratch_ptr + layer * 2 * tile_size + lanes[:, None] * BLOCK_H + ks[None, :])
+                    dw = tl.load(dw_at, mask=dw_mask & (start > 0), other=0.0)
+                    tl.store(dw_at, mm(tl.trans(dz), before, dw, PRECISION, TARGET), mask=dw_mask)
+                w_at = own_w + layer * stride_w + units[:, None] * WIDTH + units[None, :]
+                w = load(w_at, inner_mask, WIDTH == BLOCK_H)
                 dh = mm(dz, w, tl.zeros([BLOCK_P, BLOCK_H], tl.float32), PRECISION, TARGET)
             dz = dh * tl.load(scratch_ptr + tile_size + tile_at).to(tl.float32)
             first_db += tl.sum(dz, axis=0)
             for k in tl.static_range(FIRST):
-                x = tl.load(x_ptr + rows * stride_xp + k * stride_xk, mask=row_mask, other=0.0).to(tl.float32)
+                x = tl.load(x_tile + lanes * stride_xp + k * stride_xk, mask=row_mask, other=0.0).to(tl.float32)
                 column = tl.sum(dz * x[:, None], axis=0)
                 first_dw += tl.where((tl.arange(0, 4) == k)[None, :], column[:, None], 0.0)
             # The next tile overwrites the scratch, and adds to sums that others wrote.
@@ -272,8 +278,8 @@ def network_step_kernel(
         at = which * outputs + columns
         tl.store(loss_ptr + at, loss, mask=column_mask)
         tl.store(head_db_ptr + at, head_db, mask=column_mask)
-        head_at = at[None, :] * width + units[:, None]
+        head_at = at[None, :] * WIDTH + units[:, None]
         tl.store(head_dw_ptr + head_at, head_dw, mask=unit_mask[:, None] & column_mask[None, :])
-        tl.store(first_db_ptr + which * width + units, first_db, mask=unit_mask)
-        first_at = (which * width + units[:, None]) * FIRST + tl.arange(0, 4)[None, :]
+        tl.store(first_db_ptr + which * WIDTH + units, first_db, mask=unit_mask)
+        first_at = (which * WIDTH + units[:, None]) * FIRST + tl.arange(0, 4)[None, :]
         tl.store(first_dw_ptr + first_at, first_dw, mask=unit_mask[:, None] & (tl.arange(0, 4) < FIRST)[None, :])

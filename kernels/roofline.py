@@ -180,6 +180,29 @@ def heads_work(launch: Launch) -> Work:
     return work
 
 
+def network_work(launch: Launch) -> Work:
+    """Of network.network_forward_kernel and network_step_kernel, whose activations never leave the caches."""
+    a, c, work = launch.arguments, launch.constants, Work()
+    training, width, hidden = "scratch_ptr" in a, c["BLOCK_H"], a["hidden"]
+    networks = a["networks"] if training else launch.grid[1]
+    elements = networks * a["points"] * width
+    products = 3 if training else 1
+    _product(work, 2 * products * elements * (hidden * width + c["BLOCK_C"]), c["PRECISION"])
+    work.sines(elements * (hidden + 1), training, c["PRECISION"], launch.chip)
+    work.slots += elements * (c["FIRST"] + STORE_SLOTS * (1 + hidden) * (3 if training else 1))
+    tiles = networks * math.ceil(a["points"] / c["BLOCK_P"])
+    weights = hidden * width * width * a["w_ptr"].element_size()
+    work.cache = tiles * weights * (2 if training else 1)
+    work.reads = tuple(a[name] for name in ("x_ptr", "w_ptr", "head_w_ptr"))
+    if training:
+        # Each tile reads and writes the sums of its share, and h and the cosine of every layer.
+        work.cache += tiles * hidden * width * width * 8 + 4 * elements * (hidden + 1) * a["scratch_ptr"].element_size()
+        work.reads, work.writes = (*work.reads, a["target_ptr"]), (a["dw_ptr"], a["head_dw_ptr"], a["scratch_ptr"])
+    else:
+        work.writes = (a["y_ptr"],)
+    return work
+
+
 def other_work(launch: Launch, both: tuple[str, ...] = ()) -> Work:
     """Of a kernel that only moves memory: each tensor once, those named read and written."""
     tensors = launch.tensors
@@ -194,6 +217,8 @@ WORK: dict[str, Callable[[Launch], Work]] = {
     "input_gradient_kernel": input_gradient_work,
     "weight_gradient_kernel": weight_gradient_work,
     "heads_kernel": heads_work,
+    "network_forward_kernel": network_work,
+    "network_step_kernel": network_work,
     "_adam_kernel": partial(other_work, both=("parameters_ptr", "exp_avg_ptr", "exp_avg_sq_ptr")),
 }
 """How to count a kernel's work; others move each of their tensors once."""

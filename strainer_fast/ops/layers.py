@@ -168,7 +168,8 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
 def _check_omega(omega: Any) -> float | Tensor:
     """A float, or a tensor without axes."""
     if not isinstance(omega, Tensor):
-        return check_real("omega", omega)
+        # A number that changed since it was first compiled is a symbol, which has no answer to whether it is finite.
+        return float(omega) if torch.compiler.is_compiling() else check_real("omega", omega)
     if omega.numel() != 1:
         raise bad_input("omega", "a number or a tensor of one element", list(omega.shape), "Scale the weights instead.")
     return omega.reshape(())

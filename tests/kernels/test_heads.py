@@ -29,10 +29,11 @@ def problem(networks: int, heads: int, rows: int, points: int, width: int, chann
 
 def truth(given: dict[str, Tensor], weights: Tensor | None) -> dict[str, Tensor]:
     h, cosine, w, b, values, scale = (t.double() for t in given.values())
-    networks, columns, width = w.shape
+    networks, columns, _ = w.shape
     signals, points, channels = values.shape
     prediction = h[:, :points] @ w.mT + b.unsqueeze(1)  # [N, P, heads * C]
-    target = values.view(networks, signals // networks, points, channels).transpose(1, 2).reshape(networks, points, columns)
+    target = values.view(networks, signals // networks, points, channels).transpose(1, 2)
+    target = target.reshape(networks, points, columns)
     r = prediction - target
     weight = torch.ones(signals, points).double() if weights is None else weights.double().expand(signals, points)
     each = weight.view(networks, signals // networks, points).transpose(1, 2).repeat_interleave(channels, dim=2)
@@ -150,7 +151,7 @@ def test_unusable_tensors_are_refused() -> None:
     given = problem(1, 50, 16, 16, 16, 1)
     sums = torch.zeros(1, 1, 50)
     arguments = [given[n] for n in ("h", "w", "b", "values", "scale")]
-    with pytest.raises(ValueError, match="at most 32 columns, got 50. Use launch_residual"):
+    with pytest.raises(ValueError, match=r"at most 32 columns, got 50\. Use launch_residual"):
         k.launch_heads_loss(*arguments, sums)
     with pytest.raises(ValueError, match="a signal per head, a channel per column"):
         k.launch_residual(*arguments[:3], torch.zeros(3, 16, 1), given["scale"], sums, torch.zeros(1, 16, 50))

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from strainer_fast.kernels.mm import PRECISIONS
 from strainer_fast.kernels.layers import (
     launch_forward,
     launch_input_gradient,
     launch_slope,
     launch_weight_gradient,
 )
+from strainer_fast.kernels.mm import PRECISIONS
 from strainer_fast.kernels.tiles import Tiles
 
 BIG = Tiles(128, 64, 64)  # the interpreter pays per operation, not per number

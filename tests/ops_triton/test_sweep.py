@@ -255,7 +255,7 @@ def test_unusable_precision(change: dict[str, str], message: str) -> None:
 def test_float64_is_refused_by_name() -> None:
     points, values = (t.double() for t in data(9))
     weights, biases = ([p.double() for p in ps] for ps in network(3, 8, 2, 1, 1, None))
-    with pytest.raises(sf.InputError, match="compute in float32, not float64. Use 'auto'"):
+    with pytest.raises(sf.InputError, match=r"compute in float32, not float64\. Use 'auto'"):
         siren_mse(points, values[0], weights, biases, implementation="triton")
 
 
