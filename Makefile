@@ -70,7 +70,7 @@ test-oldest: $(STAMP)
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	sed 's/^triton==.*/triton==3.2.0/; s/^numpy==.*/numpy==2.3.5/' constraints.txt > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt --editable ".[test]"
-	.venv-oldest/bin/python -m pytest -q -m "not long" tests/kernels tests/ops_triton/test_sweep.py
+	.venv-oldest/bin/python -m pytest -q -W ignore::DeprecationWarning -m "not long" tests/kernels tests/ops_triton/test_sweep.py
 
 dev: $(STAMP)
 
