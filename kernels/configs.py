@@ -16,7 +16,10 @@ FEW_INPUTS = 4
 BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
 """Size of an operand as it is stored."""
 
-KERNELS = ("forward", "input_gradient", "weight_gradient", "heads", "network_forward", "network_step")
+KERNELS = (
+    *("forward", "input_gradient", "first_gradient", "weight_gradient"),
+    *("heads", "network_forward", "network_step"),
+)
 
 REGISTERS = 65536
 """Of a multiprocessor, 32 bits each."""
@@ -80,6 +83,7 @@ def illegal(row: Row, chip: Chip) -> str | None:
     m, n, k = {
         "forward": (t.points, t.outputs, t.inputs),
         "input_gradient": (t.points, t.inputs, t.outputs),
+        "first_gradient": (t.points, t.inputs, t.outputs),
         "weight_gradient": (t.outputs, t.inputs, t.points),
         # h or its gradient against all weights of a layer
         "heads": (t.points, t.inputs, t.outputs),

@@ -22,7 +22,7 @@ from .checks import check_same_device, check_tensor, launch_options, wrong
 from .chip import current_chip
 from .configs import tiles_for
 from .mm import mm, to_operand
-from .sine_linear import load
+from .pieces import load
 from .tiles import Tiles
 
 MOST_COLUMNS = 32

@@ -11,6 +11,7 @@ from .sine_linear import (
     ARGUMENT,
     COSINE,
     NOTHING,
+    first_gradient_kernel,
     forward_kernel,
     input_gradient_kernel,
     slope_kernel,
@@ -69,7 +70,7 @@ def launch_forward(
     t = tiles or tiles_for("forward", precision, max(outputs, inputs), few=_few(rows_y, outputs, networks))
     few = inputs if inputs <= FEW_INPUTS and first is None else 0
     full = rows_y % t.points == 0 and outputs % t.outputs == 0 and inputs % t.inputs == 0
-    grid = (triton.cdiv(rows_y, t.points), triton.cdiv(outputs, t.outputs), networks)
+    grid = (triton.cdiv(rows_y, t.points) * triton.cdiv(outputs, t.outputs), networks)
     forward_kernel[grid](
         x,
         w,
@@ -180,7 +181,7 @@ def launch_input_gradient(
     if dx.numel() == 0:
         return
     t = tiles or tiles_for("input_gradient", precision, max(outputs, inputs), few=_few(rows, inputs, networks))
-    grid = (triton.cdiv(rows, t.points), triton.cdiv(inputs, t.inputs), networks)
+    grid = (triton.cdiv(rows, t.points) * triton.cdiv(inputs, t.inputs), networks)
     coords = dx if x is None else x
     input_gradient_kernel[grid](
         dz,
@@ -211,6 +212,73 @@ def launch_input_gradient(
         TARGET=current_chip().target,
         **launch_options(t.warps, t.stages),
     )
+
+
+def launch_first_gradient(
+    dz: Tensor,  # [N * M, P, out], last axis contiguous: of the second layer, zero beyond the points
+    w: Tensor,  # [N * M, out, in], any strides: of the second layer
+    x: Tensor,  # coordinates [P, C] or [N, P, C], any strides; P rows or fewer
+    dw: Tensor,  # [S, N, in, C] float32, contiguous; overwritten. S as of `first_gradient_splits`
+    db: Tensor,  # [S, N, in] float32, contiguous; overwritten
+    *,
+    first: FewInputs,
+    add: bool = False,
+    precision: str = "fp32",
+    tiles: Tiles | None = None,
+) -> None:
+    """Partial sums of the first layer's dW and db from the second layer's dz, without the first layer's dz in memory.
+
+    Arguments as in `launch_input_gradient` and `launch_weight_gradient`.
+
+    Raises ValueError for tensors that do not belong together.
+    """
+    stacked, outputs, inputs = w.shape
+    splits, networks, rows = dw.shape[0], dw.shape[1], dz.shape[1]
+    check_precision(precision)
+    check_tensor("w", w, (None, None, None), FLOATS)
+    check_tensor("dz", dz, (stacked, None, outputs), FLOATS, rows=True)
+    check_tensor("dw", dw, (None, None, inputs, x.shape[-1]), contiguous=True)
+    check_tensor("db", db, (splits, networks, inputs), contiguous=True)
+    _check_first(first, x, networks, inputs)
+    check_same_device(dz=dz, w=w, x=x, dw=dw, db=db)
+    t = tiles or tiles_for("first_gradient", precision, max(outputs, inputs))
+    blocks = triton.cdiv(rows, t.points)
+    if splits < blocks or stacked % max(networks, 1):
+        got = f"{splits} for {stacked} of {rows} rows"
+        raise wrong("dw", f"{blocks} blocks of rows and a share of the networks", got, "Ask first_gradient_splits.")
+    if dw.numel() == 0:
+        return
+    first_gradient_kernel[(blocks * triton.cdiv(inputs, t.inputs), networks)](
+        dz,
+        w,
+        dw,
+        db,
+        x,
+        *first,
+        stacked // networks,
+        x.shape[-2],
+        rows,
+        inputs,
+        outputs,
+        *dz.stride()[:2],
+        *w.stride(),
+        *_strides(x),
+        *_first_strides(first),
+        FIRST=x.shape[-1],
+        ADD=add,
+        EVEN=rows % t.points == 0 and outputs % t.outputs == 0 and inputs % t.inputs == 0,
+        BLOCK_P=t.points,
+        BLOCK_O=t.outputs,
+        BLOCK_K=t.inputs,
+        PRECISION=precision,
+        TARGET=current_chip().target,
+        **launch_options(t.warps, t.stages),
+    )
+
+
+def first_gradient_splits(rows: int, width: int, precision: str) -> int:
+    """Partial sums of `launch_first_gradient`: one per block of rows."""
+    return triton.cdiv(rows, tiles_for("first_gradient", precision, width).points)
 
 
 def launch_weight_gradient(
@@ -281,13 +349,13 @@ def launch_weight_gradient(
 
 
 def splits_for(rows: int, outputs: int, inputs: int, networks: int, precision: str) -> int:
-    """Shares of the points that give every processor a weight-gradient program; the same every time.
+    """Shares of the points that give two processors in three a weight-gradient program; the same every time.
 
-    More would write partial sums (out x in x 4 bytes each) faster than they save time.
+    These saturate the second-level cache; each further share costs out x in x 4 bytes written and read again.
     """
     t = tiles_for("weight_gradient", precision, max(outputs, inputs))
     programs = triton.cdiv(outputs, t.outputs) * triton.cdiv(inputs, t.inputs) * networks
-    return max(1, min(triton.cdiv(rows, 4 * t.points), current_chip().processors // programs))
+    return max(1, min(triton.cdiv(rows, 4 * t.points), 2 * current_chip().processors // (3 * programs)))
 
 
 def _few(rows: int, columns: int, networks: int) -> bool:

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from .heads import residual
 from .mm import mm, to_operand
-from .sine_linear import first_layer, load
+from .pieces import first_layer, load
 from .trig import sincos
 
 
@@ -187,6 +187,7 @@ def network_step_kernel(
         for start in range(0, tl.maximum(end - begin, 1), BLOCK_P):
             # Long sums in scalars only: per-lane addresses of 32 bits take half the registers.
             first_row = begin + start
+            later = tl.zeros([BLOCK_H], tl.int32) + start > 0  # a tile came before this one
             left = (end - first_row).to(tl.int32)
             row_mask = lanes < left
             x_tile = x_ptr + first_row * stride_xp
@@ -253,8 +254,7 @@ def network_step_kernel(
                 saved = scratch_ptr + (layer + 1) * 2 * tile_size + tile_at
                 dz = dh * tl.load(saved + tile_size).to(tl.float32)
                 db_at = own_db + layer * stride_db + units
-                added = unit_mask & (start > 0)
-                db = tl.load(db_at, mask=added, other=0.0) + tl.sum(dz, axis=0)
+                db = tl.load(db_at, mask=unit_mask & later, other=0.0) + tl.sum(dz, axis=0)
                 tl.store(db_at, db, mask=unit_mask)
                 dz = to_operand(dz, PRECISION, TARGET)
                 for chunk in range(0, BLOCK_H, CHUNK):  # some columns at a time: registers
@@ -262,7 +262,7 @@ def network_step_kernel(
                     dw_at = own_dw + layer * stride_dw + units[:, None] * WIDTH + ks[None, :]
                     dw_mask = unit_mask[:, None] & (ks < WIDTH)[None, :]
                     before = tl.load(scratch_ptr + layer * 2 * tile_size + lanes[:, None] * BLOCK_H + ks[None, :])
-                    dw = tl.load(dw_at, mask=dw_mask & (start > 0), other=0.0)
+                    dw = tl.load(dw_at, mask=dw_mask & later[:, None], other=0.0)
                     tl.store(dw_at, mm(tl.trans(dz), before, dw, PRECISION, TARGET), mask=dw_mask)
                 w_at = own_w + layer * stride_w + units[:, None] * WIDTH + units[None, :]
                 w = load(w_at, inner_mask, WIDTH == BLOCK_H)

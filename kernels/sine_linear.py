@@ -17,49 +17,11 @@ import triton
 import triton.language as tl
 
 from .mm import mm, to_operand
+from .pieces import chain_product, first_layer, load, tile_of
 from .trig import sincos
 
 NOTHING, ARGUMENT, COSINE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 """What the forward kernel leaves for the backward one: nothing, z (float32), or cos(z)."""
-
-
-@triton.jit
-def load(pointers, mask, EVEN: tl.constexpr):
-    """A tile, zero outside of the mask."""
-    if EVEN:
-        tile = tl.load(pointers)
-    else:
-        tile = tl.load(pointers, mask=mask, other=0.0)
-    return tile
-
-
-@triton.jit
-def first_layer(
-    x_ptr,  # coordinates of this network
-    w_ptr,  # [units, FIRST] of this network, omega folded in
-    b_ptr,  # [units] of this network, omega folded in
-    rows,
-    row_mask,
-    units,
-    unit_mask,
-    stride_xp,
-    stride_xk,
-    stride_wo,
-    stride_bo,
-    HAS_BIAS: tl.constexpr,
-    FIRST: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_U: tl.constexpr,
-):
-    """The sine's argument for a tile of points and units, by multiply-adds in float32."""
-    z = tl.zeros([BLOCK_P, BLOCK_U], tl.float32)
-    if HAS_BIAS:
-        z += tl.load(b_ptr + units * stride_bo, mask=unit_mask, other=0.0).to(tl.float32)[None, :]
-    for k in tl.static_range(FIRST):
-        x = tl.load(x_ptr + rows * stride_xp + k * stride_xk, mask=row_mask, other=0.0).to(tl.float32)
-        w = tl.load(w_ptr + units * stride_wo + k, mask=unit_mask, other=0.0).to(tl.float32)
-        z = tl.fma(x[:, None], w[None, :], z)
-    return z
 
 
 @triton.jit
@@ -104,9 +66,11 @@ def forward_kernel(
     PRECISION: tl.constexpr,
     TARGET: tl.constexpr,
 ):
-    network = tl.program_id(2).to(tl.int64)
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    columns = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
+    network = tl.program_id(1).to(tl.int64)
+    # Tiles of the same points run side by side: their input is read from memory once.
+    row_block, column_block = tile_of(outputs, BLOCK_O)
+    rows = row_block * BLOCK_P + tl.arange(0, BLOCK_P)
+    columns = column_block * BLOCK_O + tl.arange(0, BLOCK_O)
     row_mask, column_mask = rows < rows_x, columns < outputs
     x_ptr += network * stride_xn
     w_ptr += network * stride_wn
@@ -157,9 +121,13 @@ def forward_kernel(
         bias = tl.load(b_ptr + network * stride_bn + columns * stride_bo, mask=column_mask, other=0.0)
         z += bias.to(tl.float32)[None, :]
     z *= omega
-    mask = (rows < rows_y)[:, None] & column_mask[None, :]
-    y_at = y_ptr + network * stride_yn + rows[:, None] * stride_yp + columns[None, :]
-    saved_at = saved_ptr + network * stride_sn + rows[:, None] * stride_sp + columns[None, :]
+    # Long sums in scalars only: per-lane addresses of 32 bits take half the registers.
+    first_row = row_block * BLOCK_P
+    lanes = tl.arange(0, BLOCK_P)
+    mask = (lanes < rows_y - first_row)[:, None] & column_mask[None, :]
+    y_at = y_ptr + (network * stride_yn + first_row * stride_yp) + (lanes[:, None] * stride_yp + columns[None, :])
+    saved_ptr += network * stride_sn + first_row * stride_sp
+    saved_at = saved_ptr + (lanes[:, None] * stride_sp + columns[None, :])
     y = z
     if SINE:
         y, cosine = sincos(z, PRECISION, TARGET)
@@ -246,30 +214,39 @@ def input_gradient_kernel(
 
     The cosine is one that the forward kernel stored (HAS_COSINE), or the first layer's, computed here (FIRST).
     """
-    network = tl.program_id(2).to(tl.int64)
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    columns = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    network = tl.program_id(1).to(tl.int64)
+    row_block, column_block = tile_of(inputs, BLOCK_K)
+    rows = row_block * BLOCK_P + tl.arange(0, BLOCK_P)
+    columns = column_block * BLOCK_K + tl.arange(0, BLOCK_K)
     row_mask, column_mask = rows < rows_d, columns < inputs
-    sums = tl.zeros([BLOCK_P, BLOCK_K], tl.float32)
-    os = tl.arange(0, BLOCK_O)
-    for member in range(summed):
-        dz_of = dz_ptr + (network * summed + member) * stride_dn
-        w_of = w_ptr + (network * summed + member) * stride_wn
-        for start in range(0, outputs, BLOCK_O):
-            o_mask = start + os < outputs
-            dz = load(
-                dz_of + rows[:, None] * stride_dp + (start + os)[None, :], row_mask[:, None] & o_mask[None, :], EVEN
-            )
-            w = load(
-                w_of + (start + os)[:, None] * stride_wo + columns[None, :] * stride_wk,
-                o_mask[:, None] & column_mask[None, :],
-                EVEN,
-            )
-            sums = mm(dz, w, sums, PRECISION, TARGET)
+    sums = chain_product(
+        dz_ptr + network * summed * stride_dn,
+        w_ptr + network * summed * stride_wn,
+        rows,
+        row_mask,
+        columns,
+        column_mask,
+        summed,
+        outputs,
+        stride_dn,
+        stride_dp,
+        stride_wn,
+        stride_wo,
+        stride_wk,
+        EVEN,
+        BLOCK_P,
+        BLOCK_O,
+        BLOCK_K,
+        PRECISION,
+        TARGET,
+    )
     mask = row_mask[:, None] & column_mask[None, :]
+    # Long sums in scalars only: per-lane addresses of 32 bits take half the registers.
+    first_row = row_block * BLOCK_P
+    lanes = tl.arange(0, BLOCK_P)
     if HAS_COSINE:
-        cosine_at = cosine_ptr + network * stride_cn + rows[:, None] * stride_cp + columns[None, :]
-        sums *= load(cosine_at, mask, EVEN).to(tl.float32)
+        cosine_ptr += network * stride_cn + first_row * stride_cp
+        sums *= load(cosine_ptr + (lanes[:, None] * stride_cp + columns[None, :]), mask, EVEN).to(tl.float32)
     if FIRST > 0:
         z = first_layer(
             x_ptr + network * stride_xn,
@@ -290,10 +267,105 @@ def input_gradient_kernel(
         )
         _, cosine = sincos(z, PRECISION, TARGET)
         sums *= cosine
-    at = dx_ptr + network * stride_on + rows[:, None] * stride_op + columns[None, :]
+    dx_ptr += network * stride_on + first_row * stride_op
+    at = dx_ptr + (lanes[:, None] * stride_op + columns[None, :])
     if OPERAND:
         sums = to_operand(sums, PRECISION, TARGET)
     tl.store(at, sums.to(dx_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def first_gradient_kernel(
+    dz_ptr,  # [N * SUMMED, rows, out], last axis contiguous: of the second layer
+    w_ptr,  # [N * SUMMED, out, in] by strides: of the second layer
+    dw_ptr,  # [S, N, in, FIRST]: of the first layer; S is the number of blocks of rows
+    db_ptr,  # [S, N, in]
+    x_ptr,  # coordinates [N, rows_x, FIRST]
+    first_w_ptr,  # [N, in, FIRST]
+    first_b_ptr,  # [N, in]
+    summed,
+    rows_x,
+    rows_d,
+    inputs,
+    outputs,
+    stride_dn,
+    stride_dp,
+    stride_wn,
+    stride_wo,
+    stride_wk,
+    stride_xn,
+    stride_xp,
+    stride_xk,
+    stride_fwn,
+    stride_fwo,
+    stride_fbn,
+    FIRST: tl.constexpr,
+    ADD: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TARGET: tl.constexpr,
+):
+    """The first layer's weight gradients straight from the second layer's dz: its own dz never reaches memory."""
+    network = tl.program_id(1).to(tl.int64)
+    row_block, column_block = tile_of(inputs, BLOCK_K)
+    rows = row_block * BLOCK_P + tl.arange(0, BLOCK_P)
+    columns = column_block * BLOCK_K + tl.arange(0, BLOCK_K)
+    row_mask, column_mask = rows < rows_d, columns < inputs
+    sums = chain_product(
+        dz_ptr + network * summed * stride_dn,
+        w_ptr + network * summed * stride_wn,
+        rows,
+        row_mask,
+        columns,
+        column_mask,
+        summed,
+        outputs,
+        stride_dn,
+        stride_dp,
+        stride_wn,
+        stride_wo,
+        stride_wk,
+        EVEN,
+        BLOCK_P,
+        BLOCK_O,
+        BLOCK_K,
+        PRECISION,
+        TARGET,
+    )
+    x_ptr += network * stride_xn
+    z = first_layer(
+        x_ptr,
+        first_w_ptr + network * stride_fwn,
+        first_b_ptr + network * stride_fbn,
+        rows,
+        rows < rows_x,
+        columns,
+        column_mask,
+        stride_xp,
+        stride_xk,
+        stride_fwo,
+        1,
+        True,
+        FIRST,
+        BLOCK_P,
+        BLOCK_K,
+    )
+    _, cosine = sincos(z, PRECISION, TARGET)
+    dz = sums * cosine  # zero beyond the points, as the second layer's is
+    at = (row_block * tl.num_programs(1) + network) * inputs + columns
+    db = tl.sum(dz, axis=0)
+    if ADD:
+        db += tl.load(db_ptr + at, mask=column_mask, other=0.0)
+    tl.store(db_ptr + at, db, mask=column_mask)
+    for k in tl.static_range(FIRST):
+        x = tl.load(x_ptr + rows * stride_xp + k * stride_xk, mask=rows < rows_x, other=0.0).to(tl.float32)
+        dw = tl.sum(dz * x[:, None], axis=0)
+        if ADD:
+            dw += tl.load(dw_ptr + at * FIRST + k, mask=column_mask, other=0.0)
+        tl.store(dw_ptr + at * FIRST + k, dw, mask=column_mask)
 
 
 @triton.jit

@@ -23,7 +23,14 @@ from torch import Tensor
 
 from .configs import FEW_INPUTS
 from .heads import fuses, heads_splits, launch_heads_loss, launch_losses, launch_residual
-from .layers import launch_forward, launch_input_gradient, launch_weight_gradient, splits_for
+from .layers import (
+    first_gradient_splits,
+    launch_first_gradient,
+    launch_forward,
+    launch_input_gradient,
+    launch_weight_gradient,
+    splits_for,
+)
 from .on_chip import (
     Weights,
     fits_on_chip,
@@ -96,6 +103,8 @@ class Pipeline:
         trained = [i for i in range(self.layers) if wanted[2 * i] or wanted[2 * i + 1]]
         self.lowest = 0 if want_points else min(trained, default=self.layers)
         """The backward pass ends here: what lies before is frozen and costs its forward pass only."""
+        self.first_gradient = self.first_fused and self.lowest == 0 and not want_points
+        """Whether the first layer's gradients come straight from the second layer's dz."""
         self.on_chip = wave is None and self._fits_on_chip()
         """Whether a step is one launch (network.py) instead of a few per layer."""
         self.rows = self._wave_rows(wave)
@@ -142,6 +151,8 @@ class Pipeline:
                 return heads_splits(self.rows, self.head_networks, self._inputs(layer), network.precision)
             args = (self.rows, self.columns, self._inputs(layer), self.head_networks)
             return splits_for(*args, self.head_precision)
+        if layer == 0 and self.first_gradient:
+            return first_gradient_splits(self.rows, max(self.widths[:2]), network.precision)
         precision = network.precision if layer or network.coordinates <= FEW_INPUTS else "fp32"
         return splits_for(self.rows, self.widths[layer], self._inputs(layer), network.stacks[layer], precision)
 
@@ -381,6 +392,9 @@ class Pipeline:
         for i in range(self.layers - 2, self.lowest - 1, -1):
             assert dz is not None
             self._weight_gradient(i, dz, points, add)
+            if i == 1 and self.first_gradient:
+                self._first_gradient(dz, points, add)
+                break
             if i > self.lowest:
                 dz = self._input_gradient(i, dz, points)
         if dpoints is not None and self.layers > 1:
@@ -433,6 +447,17 @@ class Pipeline:
         x = x[0] if x.ndim == 3 and x.shape[0] == 1 else x
         dw, db = self._gradients(layer)
         launch_weight_gradient(dz, x, dw, db, first=first, add=add, precision=self._precision(layer))
+
+    def _first_gradient(self, dz: Tensor, points: Tensor, add: bool) -> None:
+        launch_first_gradient(
+            dz,
+            self.weight_for_gradient(1),
+            points,
+            *self._gradients(0),
+            first=(self.weight(0), self.bias(0)),
+            add=add,
+            precision=self.network.precision,
+        )
 
     def _input_gradient(self, layer: int, dz: Tensor, points: Tensor) -> Tensor:
         fused = layer == 1 and self.first_fused

@@ -55,7 +55,7 @@ TABLE: tuple[Row, ...] = (
     *_few("forward", TF32, NVIDIA, Tiles(64, 64, 32, 4, 3)),
     # dx = dz W: points x inputs, in steps of outputs
     *_rows("input_gradient", HALF, "ampere hopper", (16, Tiles(128, 16, 16, 4, 2)), (32, Tiles(128, 32, 32, 4, 2)),
-           (64, Tiles(128, 64, 64, 4, 2)), (ANY, Tiles(128, 64, 128, 8, 3))),
+           (64, Tiles(128, 64, 64, 4, 2)), (128, Tiles(128, 64, 128, 8, 3)), (ANY, Tiles(128, 64, 256, 8, 3))),
     *_rows("input_gradient", HALF, "ada", (16, Tiles(128, 16, 16, 4, 2)), (32, Tiles(128, 32, 32, 4, 2)),
            (64, Tiles(128, 64, 64, 4, 2)), (ANY, Tiles(128, 32, 128, 8, 3))),
     *_rows("input_gradient", TF32, NVIDIA, (16, Tiles(128, 16, 16, 4, 2)), (32, Tiles(128, 32, 32, 4, 2)),
@@ -64,13 +64,22 @@ TABLE: tuple[Row, ...] = (
            (ANY, Tiles(64, 32, 64, 4, 3))),
     *_few("input_gradient", HALF, NVIDIA, Tiles(64, 64, 64, 4, 3)),
     *_few("input_gradient", TF32, NVIDIA, Tiles(64, 32, 64, 4, 3)),
+    # the first layer's gradients from the second layer's dz: the same, coordinates and sums in the epilogue
+    *_rows("first_gradient", HALF, "ampere hopper", (16, Tiles(128, 16, 16, 4, 2)), (32, Tiles(128, 32, 32, 4, 2)),
+           (64, Tiles(128, 64, 64, 4, 2)), (ANY, Tiles(128, 64, 128, 8, 3))),
+    *_rows("first_gradient", HALF, "ada", (16, Tiles(128, 16, 16, 4, 2)), (32, Tiles(128, 32, 32, 4, 2)),
+           (64, Tiles(128, 64, 64, 4, 2)), (ANY, Tiles(128, 32, 128, 8, 3))),
+    *_rows("first_gradient", TF32, NVIDIA, (16, Tiles(128, 16, 16, 4, 2)), (32, Tiles(128, 32, 32, 4, 2)),
+           (64, Tiles(64, 32, 64, 4, 3)), (ANY, Tiles(64, 32, 128, 8, 3))),
+    *_rows("first_gradient", FP32, NVIDIA, (16, Tiles(64, 16, 16, 4, 2)), (32, Tiles(64, 32, 32, 4, 2)),
+           (ANY, Tiles(64, 32, 64, 4, 3))),
     # dW = dz^T x: outputs x inputs, in steps of points
     *_rows("weight_gradient", HALF, NVIDIA, (16, Tiles(64, 16, 16, 4, 2)), (32, Tiles(64, 32, 32, 4, 2)),
            (64, Tiles(64, 64, 64, 4, 3)), (ANY, Tiles(64, 128, 128, 8, 3))),
     *_rows("weight_gradient", TF32, NVIDIA, (16, Tiles(32, 16, 16, 4, 2)), (32, Tiles(32, 32, 32, 4, 2)),
            (64, Tiles(32, 64, 64, 4, 3)), (ANY, Tiles(32, 128, 64, 8, 3))),
     *_rows("weight_gradient", FP32, NVIDIA, (16, Tiles(32, 16, 16, 4, 2)), (32, Tiles(32, 32, 32, 4, 2)),
-           (ANY, Tiles(32, 64, 64, 4, 3))),
+           (ANY, Tiles(16, 64, 64, 8, 3))),
     # heads with their loss: points; all columns and the whole width at once
     *_rows("heads", HALF, NVIDIA, (32, Tiles(128, 32, 32, 4, 2)), (64, Tiles(128, 32, 64, 4, 2)),
            (128, Tiles(64, 32, 128, 4, 2)), (256, Tiles(64, 32, 256, 8, 2))),
@@ -92,13 +101,15 @@ TABLE: tuple[Row, ...] = (
     # AMD: fewer stages, 64 KiB of shared memory
     *_rows("forward", HALF, "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(128, 128, 32, 8, 2))),
     *_rows("input_gradient", HALF, "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(128, 32, 128, 8, 2))),
+    *_rows("first_gradient", HALF, "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(128, 32, 128, 8, 2))),
+    *_rows("first_gradient", ("tf32", "fp32"), "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(64, 32, 64, 4, 2))),
     *_rows("weight_gradient", HALF, "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(64, 128, 128, 8, 2))),
     *_rows("forward", ("tf32", "fp32"), "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(64, 64, 32, 4, 2))),
     *_rows("input_gradient", ("tf32", "fp32"), "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(64, 32, 64, 4, 2))),
     *_rows("weight_gradient", ("tf32", "fp32"), "hip", (32, Tiles(32, 32, 32, 4, 2)), (ANY, Tiles(32, 64, 64, 4, 2))),
     # The interpreter pays per operation, not per number.
     *(Row(kernel, "interpreter", ("half", "tf32", "fp32"), width, tiles)
-      for kernel in ("forward", "input_gradient", "weight_gradient")
+      for kernel in ("forward", "input_gradient", "first_gradient", "weight_gradient")
       for width, tiles in ((16, Tiles(1024, 16, 16)), (64, Tiles(1024, 64, 64)), (ANY, Tiles(1024, 256, 256)))),
     *_rows("heads", ("half", "tf32", "fp32"), "interpreter", (512, Tiles(1024, 32, 512))),
     *_rows("network_forward", ("half", "tf32", "fp32"), "interpreter", (256, Tiles(1024, 256, 256))),

@@ -6,7 +6,12 @@ import torch
 from strainer_fast.kernels import configs, on_chip
 from strainer_fast.kernels.chip import CHIPS, INTERPRETER, assume, current_chip
 from strainer_fast.kernels.heads import launch_heads_loss
-from strainer_fast.kernels.layers import launch_forward, launch_input_gradient, launch_weight_gradient
+from strainer_fast.kernels.layers import (
+    launch_first_gradient,
+    launch_forward,
+    launch_input_gradient,
+    launch_weight_gradient,
+)
 from strainer_fast.kernels.segments import DTYPES
 from strainer_fast.kernels.tiles import TABLE, Row, Tiles
 from tests.kernels.guards import UNIT, Guards, relative
@@ -28,6 +33,15 @@ def run(row: Row, precision: str) -> float:
         got = guards(1, points, width)
         launch_input_gradient(operands[2], operands[1], got, precision=precision, tiles=t)
         want = exact[2] @ exact[1]
+    elif row.kernel == "first_gradient":
+        coords, first = torch.rand(points, 2), (torch.randn(1, width, 2), torch.randn(1, width))
+        blocks = 2
+        got, db = guards(blocks, 1, width, 2), guards(blocks, 1, width)
+        launch_first_gradient(operands[2], operands[1], coords, got, db, first=first, precision=precision, tiles=t)
+        z = coords.double() @ first[0][0].double().T + first[1][0].double()
+        dz1 = (exact[2] @ exact[1])[0] * z.cos()
+        got, want = got.sum(0)[0], dz1.T @ coords.double()
+        assert relative(db.sum((0, 1)), dz1.sum(0)) <= 8 * UNIT[precision] + 3e-6
     elif row.kernel == "weight_gradient":
         got = guards(1, 1, width, width)
         launch_weight_gradient(operands[2], operands[0], got, precision=precision, tiles=t)
@@ -103,7 +117,7 @@ def test_every_row_is_legal_on_its_chips(row: Row) -> None:
 
 @pytest.mark.parametrize("chip", [*CHIPS.values(), INTERPRETER], ids=lambda c: c.name)
 def test_every_chip_has_tiles_for_every_layer(chip: object) -> None:
-    for kernel in ("forward", "input_gradient", "weight_gradient"):
+    for kernel in ("forward", "input_gradient", "first_gradient", "weight_gradient"):
         for precision in DTYPES:
             for width in (1, 33, 64, 100, 256, 4096):
                 for few in (False, True):

@@ -189,7 +189,7 @@ def test_a_step_allocates_nothing_and_waits_for_nothing(
         ours._launch_adam()
     assert counting.calls == {}
     # Coupled or stacked: forward, heads, chain and weights of each layer; losses, sums, Adam, count.
-    assert len(launched) == (1 if ours.pipeline.on_chip else 8) + 4
+    assert len(launched) == (1 if ours.pipeline.on_chip else 7) + 4
 
 
 def _kernels() -> list[Any]:
