@@ -7,6 +7,7 @@ new kind of table row a function in ROW_CASES.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +15,15 @@ from torch import Tensor
 from .chip import Chip
 from .configs import BYTES, generation
 from .heads import heads_splits, launch_heads_loss
-from .layers import launch_forward, launch_input_gradient, launch_slope, launch_weight_gradient, splits_for
+from .layers import (
+    first_gradient_splits,
+    launch_first_gradient,
+    launch_forward,
+    launch_input_gradient,
+    launch_slope,
+    launch_weight_gradient,
+    splits_for,
+)
 from .mm import PRECISIONS
 from .newton_schulz import launch_newton_schulz, newton_schulz_scratch
 from .on_chip import Weights, launch_network_forward, launch_network_step, scratch_size, step_programs
@@ -76,6 +85,14 @@ def forward(precision: str, points: int = POINTS, width: int = WIDTH) -> None:
                    cosine=torch.empty_like(y), omega=1.0, operand=True, precision=precision)  # fmt: skip
 
 
+def forward_first(precision: str, points: int = POINTS, width: int = WIDTH) -> None:
+    """The second layer: its input is computed from coordinates."""
+    y = activations(precision, points, width)
+    launch_forward(empty(points, COORDINATES), weight(width, width, precision), empty(1, width), y,
+                   cosine=torch.empty_like(y), omega=1.0, first=(empty(1, width, COORDINATES), empty(1, width)),
+                   operand=True, precision=precision)  # fmt: skip
+
+
 def forward_inference(precision: str) -> None:
     """A hidden layer of which only y is wanted."""
     launch_forward(activations(precision), weight(WIDTH, WIDTH, precision), empty(1, WIDTH), activations(precision),
@@ -130,12 +147,22 @@ def sincos(precision: str) -> None:
     launch_sincos(x, torch.empty_like(x), torch.empty_like(x), precision=precision)
 
 
-def heads(precision: str, points: int = POINTS, width: int = WIDTH) -> None:
-    """Ten heads of three channels: loss, gradients and dz."""
-    rows, columns = padded(points), 10 * CHANNELS
-    splits = heads_splits(rows, 1, width, precision)
+def first_gradient(precision: str, points: int = POINTS, width: int = WIDTH) -> None:
+    """The first layer's dW and db."""
+    splits = first_gradient_splits(padded(points), width, precision)
+    launch_first_gradient(activations(precision, points, width),
+                          weight(width, width, precision, transposed=precision == "tf32"), empty(points, COORDINATES),
+                          empty(splits, 1, width, COORDINATES), empty(splits, 1, width),
+                          first=(empty(1, width, COORDINATES), empty(1, width)), precision=precision)  # fmt: skip
+
+
+def heads(precision: str, points: int = POINTS, width: int = WIDTH, count: int = 10) -> None:
+    """Heads of three channels: loss, gradients and dz."""
+    rows, columns = padded(points), count * CHANNELS
+    splits = heads_splits(rows, 1, columns, width, precision)
     h = activations(precision, points, width)
-    launch_heads_loss(h, weight(columns, width, precision), empty(1, columns), empty(10, points, CHANNELS), empty(10),
+    values = empty(count, points, CHANNELS)
+    launch_heads_loss(h, weight(columns, width, precision), empty(1, columns), values, empty(count),
                       empty(splits, 1, columns), cosine=torch.empty_like(h), dz=torch.empty_like(h),
                       dw=empty(splits, 1, columns, width), db=empty(splits, 1, columns),
                       precision=precision)  # fmt: skip
@@ -175,7 +202,9 @@ def network_step(precision: str, points: int = POINTS, width: int = WIDTH) -> No
 
 ROW_CASES: dict[str, Callable[[str, int, int], None]] = {
     "forward": forward,
+    "forward_first": forward_first,
     "input_gradient": input_gradient,
+    "first_gradient": first_gradient,
     "weight_gradient": weight_gradient,
     "heads": heads,
     "network_forward": network_forward,
@@ -187,7 +216,8 @@ ROW_CASES: dict[str, Callable[[str, int, int], None]] = {
 def row_name(row: Row) -> str:
     """row/forward/hopper/half/64."""
     width = "any" if row.width == ANY else str(row.width)
-    return "/".join(["row", row.kernel, row.generation, *row.precisions, width, *(["few"] if row.few else [])])
+    special = ["few"] if row.few else [f"{row.tiles.outputs}-columns"] if row.kernel == "heads" else []
+    return "/".join(["row", row.kernel, row.generation, *row.precisions, width, *special])
 
 
 def row_precisions(row: Row) -> tuple[str, ...]:
@@ -201,6 +231,8 @@ def row_cases(table: tuple[Row, ...] = TABLE) -> list[Case]:
     def case(row: Row) -> Case:
         points, width = FEW_POINTS if row.few else POINTS, min(row.width, WIDTH)
         call = ROW_CASES[row.kernel]
+        if row.kernel == "heads":
+            call = partial(heads, count=row.tiles.outputs // CHANNELS)
         return Case(
             row_name(row), lambda precision: call(precision, points, width), row_precisions(row), row.generation, row
         )

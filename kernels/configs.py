@@ -17,7 +17,7 @@ BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
 """Size of an operand as it is stored."""
 
 KERNELS = (
-    *("forward", "input_gradient", "first_gradient", "weight_gradient"),
+    *("forward", "forward_first", "input_gradient", "first_gradient", "weight_gradient"),
     *("heads", "network_forward", "network_step"),
 )
 
@@ -36,24 +36,29 @@ def generation(chip: Chip) -> str:
     return "ampere" if arch < 90 else "hopper"
 
 
-def tiles_for(kernel: str, precision: str, width: int, *, few: bool = False, chip: Chip | None = None) -> Tiles:
+def tiles_for(
+    kernel: str, precision: str, width: int, *, columns: int = 0, few: bool = False, chip: Chip | None = None
+) -> Tiles:
     """The table's tiles for a kernel over layers of `width` units.
 
     Args:
         kernel: one of KERNELS.
         precision: one of mm.PRECISIONS.
         width: of the wider side of the layer.
+        columns: of the heads; more than any row's `outputs` is an error.
         few: whether large tiles would leave multiprocessors idle (small images); prefers the row made for that.
         chip: the current one by default.
     """
     chip = chip or current_chip()
     wanted, operand = generation(chip), "half" if BYTES[precision] == 2 else precision
     rows = [r for r in TABLE if r.kernel == kernel and r.generation == wanted and operand in r.precisions]
+    if kernel == "heads":
+        rows = [r for r in rows if r.tiles.outputs >= columns]
     fits = [r for r in rows if r.width >= width and (few or not r.few)]
     if not fits:
         raise ValueError(f"{kernel}: expected a width of at most {max((r.width for r in rows), default=0)} in "
                          f"{precision} on {chip.name}, got {width}. Use the per-layer kernels.")  # fmt: skip
-    return min(fits, key=lambda r: (r.width, not r.few)).tiles
+    return min(fits, key=lambda r: (r.width, not r.few, r.tiles.outputs if kernel == "heads" else 0)).tiles
 
 
 def supports(kernel: str, precision: str, width: int, chip: Chip | None = None) -> bool:
@@ -82,6 +87,7 @@ def illegal(row: Row, chip: Chip) -> str | None:
         return f"warps and stages: expected 4 or 8 and 1 to 5, got {t.warps} and {t.stages}"
     m, n, k = {
         "forward": (t.points, t.outputs, t.inputs),
+        "forward_first": (t.points, t.outputs, t.inputs),
         "input_gradient": (t.points, t.inputs, t.outputs),
         "first_gradient": (t.points, t.inputs, t.outputs),
         "weight_gradient": (t.outputs, t.inputs, t.points),

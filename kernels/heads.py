@@ -281,18 +281,18 @@ def losses_kernel(
             tl.atomic_max(bad_ptr + signal // signals_per_group, 1)
 
 
-def heads_splits(rows: int, networks: int, width: int, precision: str, fused: bool = True) -> int:
+def heads_splits(rows: int, networks: int, columns: int, width: int, precision: str, fused: bool = True) -> int:
     """Rows S of the partial sums that `launch_heads_loss` (or `launch_residual`) needs; the same every time."""
     if not fused:
         return max(1, triton.cdiv(rows, tiles_for("forward", precision, width).points))
-    blocks = triton.cdiv(rows, tiles_for("heads", precision, width).points)
+    blocks = triton.cdiv(rows, tiles_for("heads", precision, width, columns=columns).points)
     return max(1, min(blocks, current_chip().processors // max(networks, 1)))
 
 
 def fuses(columns: int, width: int, precision: str) -> bool:
     """Whether one kernel does loss and gradients, or residuals go through memory."""
     try:
-        tiles_for("heads", precision, width)
+        tiles_for("heads", precision, width, columns=columns)
     except ValueError:
         return False
     return columns <= MOST_COLUMNS
@@ -341,7 +341,7 @@ def launch_heads_loss(
     check_same_device(h=h, dz=dz, cosine=cosine, dw=dw, db=db)
     if sums.numel() == 0:
         return
-    t = tiles or tiles_for("heads", precision, width)
+    t = tiles or tiles_for("heads", precision, width, columns=columns)
     share = triton.cdiv(triton.cdiv(max(rows, 1), splits), t.points) * t.points
     weights = values if point_weights is None else point_weights
     block_h = max(16, triton.next_power_of_2(width))

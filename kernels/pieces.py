@@ -17,6 +17,15 @@ def load(pointers, mask, EVEN: tl.constexpr):
 
 
 @triton.jit
+def store(pointers, tile, mask, EVEN: tl.constexpr):
+    """Write a tile, within the mask."""
+    if EVEN:
+        tl.store(pointers, tile.to(pointers.dtype.element_ty))
+    else:
+        tl.store(pointers, tile.to(pointers.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def tile_of(columns, BLOCK: tl.constexpr):
     """(block of rows, block of columns) of this program in a grid whose columns come first."""
     blocks = tl.cdiv(columns, BLOCK)

@@ -104,8 +104,9 @@ def _product(work: Work, flops: float, precision: str) -> None:
 def forward_work(launch: Launch) -> Work:
     """Of sine_linear.forward_kernel."""
     a, c, work = launch.arguments, launch.constants, Work()
-    blocks, columns, networks = launch.grid
-    rows, inputs, outputs = a["rows_y"], a["inputs"], a["outputs"]
+    rows, inputs, outputs, networks = a["rows_y"], a["inputs"], a["outputs"], launch.grid[1]
+    columns = math.ceil(outputs / c["BLOCK_O"])
+    blocks = launch.grid[0] // columns
     elements = networks * rows * outputs
     x, w, y = a["x_ptr"], a["w_ptr"], a["y_ptr"]
     saved = [a["saved_ptr"]] if c["SAVE"] else []
@@ -126,18 +127,19 @@ def forward_work(launch: Launch) -> Work:
 
 
 def input_gradient_work(launch: Launch) -> Work:
-    """Of sine_linear.input_gradient_kernel."""
+    """Of sine_linear.input_gradient_kernel and first_gradient_kernel, which writes weight gradients instead of dz."""
     a, c, work = launch.arguments, launch.constants, Work()
-    blocks, columns, networks = launch.grid
-    rows, inputs, outputs = a["rows_d"], a["inputs"], a["outputs"]
+    rows, inputs, outputs, networks = a["rows_d"], a["inputs"], a["outputs"], launch.grid[1]
+    columns = math.ceil(inputs / c["BLOCK_K"])
+    blocks = launch.grid[0] // columns
     elements = networks * rows * inputs
-    dz, w, dx = a["dz_ptr"], a["w_ptr"], a["dx_ptr"]
+    dz, w, dx = a["dz_ptr"], a["w_ptr"], a.get("dx_ptr", a.get("dw_ptr"))
     _product(work, 2 * elements * outputs * a["summed"], c["PRECISION"])
     if c["FIRST"]:
         work.sines(elements, False, c["PRECISION"], launch.chip)
         work.slots += elements * c["FIRST"]
-    cosine = [a["cosine_ptr"]] if c["HAS_COSINE"] else []
-    work.slots += elements * STORE_SLOTS
+    cosine = [a["cosine_ptr"]] if c.get("HAS_COSINE") else []
+    work.slots += elements * (STORE_SLOTS if "dx_ptr" in a else 1 + c["FIRST"])
     work.cache = size(dz) * columns + size(w) * blocks + size(dx) * (1 + len(cosine))
     work.reads, work.writes = (dz, w, *cosine), (dx,)
     return work
@@ -215,6 +217,7 @@ def other_work(launch: Launch, both: tuple[str, ...] = ()) -> Work:
 WORK: dict[str, Callable[[Launch], Work]] = {
     "forward_kernel": forward_work,
     "input_gradient_kernel": input_gradient_work,
+    "first_gradient_kernel": input_gradient_work,
     "weight_gradient_kernel": weight_gradient_work,
     "heads_kernel": heads_work,
     "network_forward_kernel": network_work,

@@ -17,11 +17,48 @@ import triton
 import triton.language as tl
 
 from .mm import mm, to_operand
-from .pieces import chain_product, first_layer, load, tile_of
+from .pieces import chain_product, first_layer, load, store, tile_of
 from .trig import sincos
 
 NOTHING, ARGUMENT, COSINE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 """What the forward kernel leaves for the backward one: nothing, z (float32), or cos(z)."""
+
+
+@triton.jit
+def _finish(
+    z,  # [BLOCK_P, BLOCK_O]
+    y_ptr,  # of this tile
+    saved_ptr,
+    rows,  # of the tile
+    columns,
+    stride_yp,
+    stride_sp,
+    SINE: tl.constexpr,
+    SAVE: tl.constexpr,
+    OPERAND: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TARGET: tl.constexpr,
+):
+    """The sine of a tile, and what is kept for the backward pass."""
+    lanes, units = tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_O)
+    mask = (lanes < rows)[:, None] & (units < columns)[None, :]
+    y_at = y_ptr + (lanes[:, None] * stride_yp + units[None, :])
+    saved_at = saved_ptr + (lanes[:, None] * stride_sp + units[None, :])
+    y = z
+    if SINE:
+        y, cosine = sincos(z, PRECISION, TARGET)
+        if SAVE == COSINE:
+            if OPERAND:
+                cosine = to_operand(cosine, PRECISION, TARGET)
+            store(saved_at, cosine, mask, EVEN)
+    if SAVE == ARGUMENT:
+        store(saved_at, z, mask, EVEN)
+    if OPERAND:
+        y = to_operand(y, PRECISION, TARGET)
+    store(y_at, y, mask, EVEN)
 
 
 @triton.jit
@@ -122,24 +159,26 @@ def forward_kernel(
         z += bias.to(tl.float32)[None, :]
     z *= omega
     # Long sums in scalars only: per-lane addresses of 32 bits take half the registers.
-    first_row = row_block * BLOCK_P
-    lanes = tl.arange(0, BLOCK_P)
-    mask = (lanes < rows_y - first_row)[:, None] & column_mask[None, :]
-    y_at = y_ptr + (network * stride_yn + first_row * stride_yp) + (lanes[:, None] * stride_yp + columns[None, :])
-    saved_ptr += network * stride_sn + first_row * stride_sp
-    saved_at = saved_ptr + (lanes[:, None] * stride_sp + columns[None, :])
-    y = z
-    if SINE:
-        y, cosine = sincos(z, PRECISION, TARGET)
-        if SAVE == COSINE:
-            if OPERAND:
-                cosine = to_operand(cosine, PRECISION, TARGET)
-            tl.store(saved_at, cosine.to(saved_ptr.dtype.element_ty), mask=mask)
-    if SAVE == ARGUMENT:
-        tl.store(saved_at, z, mask=mask)
-    if OPERAND:
-        y = to_operand(y, PRECISION, TARGET)
-    tl.store(y_at, y.to(y_ptr.dtype.element_ty), mask=mask)
+    first_row, first_column = row_block * BLOCK_P, column_block * BLOCK_O
+    y_ptr += network * stride_yn + first_row * stride_yp + first_column
+    saved_ptr += network * stride_sn + first_row * stride_sp + first_column
+    left_rows, left_columns = (rows_y - first_row).to(tl.int32), outputs - first_column
+    if BLOCK_O == 256:
+        # One half after the other: a sine and a cosine for each sum at once would not fit the registers.
+        low, high = tl.split(tl.permute(tl.reshape(z, [BLOCK_P, 2, 128]), (0, 2, 1)))
+        _finish(
+            low, y_ptr, saved_ptr, left_rows, left_columns, stride_yp, stride_sp, SINE, SAVE, OPERAND, EVEN, BLOCK_P, 128,
+            PRECISION, TARGET,
+        )  # fmt: skip
+        _finish(
+            high, y_ptr + 128, saved_ptr + 128, left_rows, left_columns - 128, stride_yp, stride_sp, SINE, SAVE, OPERAND,
+            EVEN, BLOCK_P, 128, PRECISION, TARGET,
+        )  # fmt: skip
+    else:
+        _finish(
+            z, y_ptr, saved_ptr, left_rows, left_columns, stride_yp, stride_sp, SINE, SAVE, OPERAND, EVEN, BLOCK_P,
+            BLOCK_O, PRECISION, TARGET,
+        )  # fmt: skip
 
 
 @triton.jit

@@ -148,7 +148,7 @@ class Pipeline:
             return self.chip_splits
         if layer == self.layers - 1:
             if self.fused_heads:
-                return heads_splits(self.rows, self.head_networks, self._inputs(layer), network.precision)
+                return heads_splits(self.rows, self.head_networks, self.columns, self._inputs(layer), network.precision)
             args = (self.rows, self.columns, self._inputs(layer), self.head_networks)
             return splits_for(*args, self.head_precision)
         if layer == 0 and self.first_gradient:
@@ -233,7 +233,9 @@ class Pipeline:
         largest = max((math.prod(size[i]) for i in range(self.lowest, sines)), default=0)
         self._dz = [empty(largest, dtype=operand) for _ in range(min(2, sines - self.lowest))]
         head_width = self._inputs(self.layers - 1)
-        splits = heads_splits(self.rows, self.head_networks, head_width, self.head_precision, self.fused_heads)
+        splits = heads_splits(
+            self.rows, self.head_networks, self.columns, head_width, self.head_precision, self.fused_heads
+        )
         self.sums = empty(splits, self.head_networks, self.columns)
         self.g = None
         if not self.fused_heads:

@@ -40,19 +40,25 @@ def _few(kernel: str, precisions: tuple[str, ...], generations: str, tiles: Tile
 
 NVIDIA = "ampere ada hopper"
 
+# Of the forward products of narrow layers.
+NARROW = ((16, Tiles(128, 16, 16, 4, 2)), (32, Tiles(128, 32, 32, 4, 2)), (64, Tiles(128, 64, 64, 4, 2)))
+NARROW_FP32 = ((16, Tiles(64, 16, 16, 4, 2)), (32, Tiles(64, 32, 32, 4, 2)))
+
 # Tiles(points, outputs, inputs, warps, stages). What each takes of a chip: docs/aot.md.
 TABLE: tuple[Row, ...] = (
     # y = sin(x W^T + b): points x outputs, in steps of inputs
-    *_rows("forward", HALF, "ampere hopper", (16, Tiles(128, 16, 16, 4, 2)), (32, Tiles(128, 32, 32, 4, 2)),
-           (64, Tiles(128, 64, 64, 4, 2)), (ANY, Tiles(128, 128, 64, 8, 3))),
-    *_rows("forward", HALF, "ada", (16, Tiles(128, 16, 16, 4, 2)), (32, Tiles(128, 32, 32, 4, 2)),
-           (64, Tiles(128, 64, 64, 4, 2)), (ANY, Tiles(128, 128, 32, 8, 3))),
-    *_rows("forward", TF32, NVIDIA, (16, Tiles(128, 16, 16, 4, 2)), (32, Tiles(128, 32, 32, 4, 2)),
-           (64, Tiles(64, 64, 32, 4, 3)), (ANY, Tiles(64, 128, 32, 8, 3))),
-    *_rows("forward", FP32, NVIDIA, (16, Tiles(64, 16, 16, 4, 2)), (32, Tiles(64, 32, 32, 4, 2)),
-           (ANY, Tiles(64, 64, 32, 4, 3))),
+    *_rows("forward", HALF, NVIDIA, *NARROW, (128, Tiles(128, 128, 32, 8, 3))),
+    *_rows("forward", HALF, "ampere", (ANY, Tiles(128, 256, 64, 8, 3))),
+    *_rows("forward", HALF, "ada", (ANY, Tiles(128, 256, 32, 8, 3))),
+    *_rows("forward", HALF, "hopper", (ANY, Tiles(128, 256, 32, 8, 4))),
+    *_rows("forward", TF32, NVIDIA, *NARROW[:2], (64, Tiles(64, 64, 32, 4, 3)), (ANY, Tiles(128, 128, 32, 8, 3))),
+    *_rows("forward", FP32, NVIDIA, *NARROW_FP32, (ANY, Tiles(64, 64, 32, 4, 3))),
     *_few("forward", HALF, NVIDIA, Tiles(64, 64, 64, 4, 3)),
     *_few("forward", TF32, NVIDIA, Tiles(64, 64, 32, 4, 3)),
+    # the same with inputs computed from coordinates
+    *_rows("forward_first", HALF, NVIDIA, *NARROW, (ANY, Tiles(128, 128, 64, 8, 3))),
+    *_rows("forward_first", TF32, NVIDIA, *NARROW[:2], (64, Tiles(64, 64, 32, 4, 3)), (ANY, Tiles(128, 128, 32, 8, 3))),
+    *_rows("forward_first", FP32, NVIDIA, *NARROW_FP32, (ANY, Tiles(64, 64, 32, 4, 3))),
     # dx = dz W: points x inputs, in steps of outputs
     *_rows("input_gradient", HALF, "ampere hopper", (16, Tiles(128, 16, 16, 4, 2)), (32, Tiles(128, 32, 32, 4, 2)),
            (64, Tiles(128, 64, 64, 4, 2)), (128, Tiles(128, 64, 128, 8, 3)), (ANY, Tiles(128, 64, 256, 8, 3))),
@@ -80,13 +86,17 @@ TABLE: tuple[Row, ...] = (
            (64, Tiles(32, 64, 64, 4, 3)), (ANY, Tiles(32, 128, 64, 8, 3))),
     *_rows("weight_gradient", FP32, NVIDIA, (16, Tiles(32, 16, 16, 4, 2)), (32, Tiles(32, 32, 32, 4, 2)),
            (ANY, Tiles(16, 64, 64, 8, 3))),
-    # heads with their loss: points; all columns and the whole width at once
-    *_rows("heads", HALF, NVIDIA, (32, Tiles(128, 32, 32, 4, 2)), (64, Tiles(128, 32, 64, 4, 2)),
-           (128, Tiles(64, 32, 128, 4, 2)), (256, Tiles(64, 32, 256, 8, 2))),
-    *_rows("heads", TF32, NVIDIA, (32, Tiles(64, 32, 32, 4, 2)), (64, Tiles(64, 32, 64, 4, 2)),
-           (128, Tiles(32, 32, 128, 4, 2)), (256, Tiles(32, 32, 256, 8, 2))),
-    *_rows("heads", FP32, NVIDIA, (32, Tiles(32, 32, 32, 4, 2)), (64, Tiles(32, 32, 64, 4, 2)),
-           (128, Tiles(16, 32, 128, 4, 2)), (256, Tiles(16, 32, 256, 8, 1))),
+    # heads with their loss: points; as `outputs` the most columns, and the whole width at once
+    *_rows("heads", HALF, NVIDIA, (32, Tiles(64, 32, 32, 4, 1)), (64, Tiles(32, 32, 64, 4, 1)),
+           (128, Tiles(32, 32, 128, 8, 1))),
+    *_rows("heads", HALF, "ampere ada", (256, Tiles(16, 32, 256, 8, 1))),
+    *_rows("heads", HALF, "hopper", (128, Tiles(64, 16, 128, 8, 1)), (256, Tiles(64, 16, 256, 8, 2)),
+           (256, Tiles(32, 32, 256, 8, 1))),
+    *_rows("heads", TF32, NVIDIA, (32, Tiles(64, 32, 32, 4, 1)), (64, Tiles(32, 32, 64, 4, 1)),
+           (128, Tiles(16, 32, 128, 8, 1))),
+    *_rows("heads", TF32, "hopper", (256, Tiles(32, 16, 256, 8, 1)), (256, Tiles(16, 32, 256, 8, 1))),
+    *_rows("heads", FP32, NVIDIA, (32, Tiles(32, 32, 32, 4, 2)), (64, Tiles(16, 32, 64, 4, 1)),
+           (128, Tiles(16, 32, 128, 8, 1)), (256, Tiles(16, 16, 256, 8, 1))),
     # whole networks: points; the width at once. Wider ones do not fit a processor's memory.
     *_rows("network_forward", HALF, NVIDIA, (64, Tiles(128, 64, 64, 4, 2)), (128, Tiles(128, 128, 128, 8, 1))),
     *_rows("network_forward", HALF, "ampere hopper", (256, Tiles(64, 256, 256, 8, 1))),
@@ -100,6 +110,8 @@ TABLE: tuple[Row, ...] = (
     *_rows("network_step", FP32, NVIDIA, (32, Tiles(32, 32, 32, 8, 1))),
     # AMD: fewer stages, 64 KiB of shared memory
     *_rows("forward", HALF, "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(128, 128, 32, 8, 2))),
+    *_rows("forward_first", HALF, "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(128, 128, 32, 8, 2))),
+    *_rows("forward_first", ("tf32", "fp32"), "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(64, 64, 32, 4, 2))),
     *_rows("input_gradient", HALF, "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(128, 32, 128, 8, 2))),
     *_rows("first_gradient", HALF, "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(128, 32, 128, 8, 2))),
     *_rows("first_gradient", ("tf32", "fp32"), "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(64, 32, 64, 4, 2))),
@@ -109,7 +121,7 @@ TABLE: tuple[Row, ...] = (
     *_rows("weight_gradient", ("tf32", "fp32"), "hip", (32, Tiles(32, 32, 32, 4, 2)), (ANY, Tiles(32, 64, 64, 4, 2))),
     # The interpreter pays per operation, not per number.
     *(Row(kernel, "interpreter", ("half", "tf32", "fp32"), width, tiles)
-      for kernel in ("forward", "input_gradient", "first_gradient", "weight_gradient")
+      for kernel in ("forward", "forward_first", "input_gradient", "first_gradient", "weight_gradient")
       for width, tiles in ((16, Tiles(1024, 16, 16)), (64, Tiles(1024, 64, 64)), (ANY, Tiles(1024, 256, 256)))),
     *_rows("heads", ("half", "tf32", "fp32"), "interpreter", (512, Tiles(1024, 32, 512))),
     *_rows("network_forward", ("half", "tf32", "fp32"), "interpreter", (256, Tiles(1024, 256, 256))),

@@ -123,7 +123,7 @@ def test_many_columns_go_through_residuals(precision: str) -> None:
     want, guards, dtype = truth(given, None), Guards(), OPERAND[precision]
     h, cosine, w = (given[n].to(dtype) for n in ("h", "cosine", "w"))
     g = guards(1, 100, 64, dtype=dtype)
-    sums = guards(k.heads_splits(100, 1, 64, precision, fused=False), 1, 50)
+    sums = guards(k.heads_splits(100, 1, 50, 64, precision, fused=False), 1, 50)
     k.launch_residual(h, w, given["b"], given["values"], given["scale"], sums, g, precision=precision)
     assert (g[:, :, 50:] == 0).all()
     dz, dw, db = guards(1, 100, 64, dtype=dtype), guards(2, 1, 50, 64), guards(2, 1, 50)

@@ -29,6 +29,15 @@ def run(row: Row, precision: str) -> float:
         y = guards(1, points, width)
         launch_forward(operands[0], operands[1], b, y, omega=3.0, precision=precision, tiles=t)
         got, want = y, torch.sin(3.0 * (exact[0] @ exact[1].mT + exact[3].unsqueeze(1)))
+    elif row.kernel == "forward_first":
+        coords, first, y = (
+            torch.rand(points, 2),
+            (torch.randn(1, width, 2), torch.randn(1, width)),
+            guards(1, points, width),
+        )
+        launch_forward(coords, operands[1], b, y, omega=3.0, first=first, precision=precision, tiles=t)
+        h = torch.sin(coords.double() @ first[0].double().mT + first[1].double().unsqueeze(1))
+        got, want = y, torch.sin(3.0 * (h @ exact[1].mT + exact[3].unsqueeze(1)))
     elif row.kernel == "input_gradient":
         got = guards(1, points, width)
         launch_input_gradient(operands[2], operands[1], got, precision=precision, tiles=t)
@@ -117,7 +126,7 @@ def test_every_row_is_legal_on_its_chips(row: Row) -> None:
 
 @pytest.mark.parametrize("chip", [*CHIPS.values(), INTERPRETER], ids=lambda c: c.name)
 def test_every_chip_has_tiles_for_every_layer(chip: object) -> None:
-    for kernel in ("forward", "input_gradient", "first_gradient", "weight_gradient"):
+    for kernel in ("forward", "forward_first", "input_gradient", "first_gradient", "weight_gradient"):
         for precision in DTYPES:
             for width in (1, 33, 64, 100, 256, 4096):
                 for few in (False, True):
@@ -131,6 +140,8 @@ def test_choice_by_width_chip_and_few_points() -> None:
     )
     assert configs.tiles_for("forward", "fp16", 256, chip=hopper) != configs.tiles_for("forward", "fp16", 256, chip=ada)
     assert configs.tiles_for("forward", "fp16", 256, few=True, chip=hopper).points == 64
+    assert configs.tiles_for("heads", "fp16", 256, columns=3, chip=hopper).outputs == 16
+    assert configs.tiles_for("heads", "fp16", 256, columns=17, chip=hopper).outputs == 32
     assert configs.supports("network_forward", "fp16", 256, hopper)
     assert not configs.supports("network_forward", "fp32", 256, hopper)
     with pytest.raises(ValueError, match=r"network_step: expected a width of at most 32 in fp32 on sm_90, got 64"):
