@@ -255,7 +255,7 @@ def launch_reduce(table, partials, gradients, bad):
         _reduce_kernel[(table.num_blocks * table.groups,)](
             *(partials, gradients, bad, table.blocks, table.fields, table.scales, table.num_blocks, length),
             BLOCK=table.block,
-            AT_ONCE=4,
+            AT_ONCE=16,
             **launch_options(8, 1),
         )
 
