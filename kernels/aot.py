@@ -139,7 +139,8 @@ def compile_all(jobs: list[Job], workers: int = 2, progress: bool = True) -> lis
             index = waiting[done]
             outcomes[index] = Outcome(jobs[index], *done.result())
             if progress:
-                job, seconds = jobs[index], outcomes[index].report.seconds if outcomes[index].report else 0.0
+                job, report = jobs[index], outcomes[index].report
+                seconds = 0.0 if report is None else report.seconds
                 print(f"{len(outcomes)}/{len(jobs)} {job.chip.name} {job.precision} {job.cases[0]} {seconds:.1f} s",
                       file=sys.stderr, flush=True)  # fmt: skip
     return [outcomes[i] for i in range(len(jobs))]

@@ -9,6 +9,11 @@ from .chip import current_chip, is_interpreted
 from .mm import PRECISIONS
 
 
+def cdiv(number: int, size: int) -> int:
+    """How many blocks of a size hold so many."""
+    return -(-number // size)
+
+
 def wrong(name: str, expected: str, got: object, fix: str) -> ValueError:
     """The one form of a launcher's error."""
     return ValueError(f"{name}: expected {expected}, got {got}. {fix}")

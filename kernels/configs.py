@@ -8,7 +8,8 @@ a program runs, so a kernel's results never depend on what else the machine was 
 from dataclasses import replace
 
 from .chip import Chip, current_chip
-from .tiles import TABLE, Row, Tiles
+from .tiles import TABLE as TABLE  # capture.table replaces it
+from .tiles import Row, Tiles
 
 FEW_INPUTS = 4
 """Layers with at most this many inputs (coordinates) use no matrix unit: thin products are cheaper without."""

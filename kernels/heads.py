@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_same_device, check_tensor, launch_options, wrong
+from .checks import cdiv, check_same_device, check_tensor, launch_options, wrong
 from .chip import current_chip
 from .configs import tiles_for
 from .mm import mm, to_operand
@@ -284,8 +284,8 @@ def losses_kernel(
 def heads_splits(rows: int, networks: int, columns: int, width: int, precision: str, fused: bool = True) -> int:
     """Rows S of the partial sums that `launch_heads_loss` (or `launch_residual`) needs; the same every time."""
     if not fused:
-        return max(1, triton.cdiv(rows, tiles_for("forward", precision, width).points))
-    blocks = triton.cdiv(rows, tiles_for("heads", precision, width, columns=columns).points)
+        return max(1, cdiv(rows, tiles_for("forward", precision, width).points))
+    blocks = cdiv(rows, tiles_for("heads", precision, width, columns=columns).points)
     return max(1, min(blocks, current_chip().processors // max(networks, 1)))
 
 
@@ -342,7 +342,7 @@ def launch_heads_loss(
     if sums.numel() == 0:
         return
     t = tiles or tiles_for("heads", precision, width, columns=columns)
-    share = triton.cdiv(triton.cdiv(max(rows, 1), splits), t.points) * t.points
+    share = cdiv(cdiv(max(rows, 1), splits), t.points) * t.points
     weights = values if point_weights is None else point_weights
     block_h = max(16, triton.next_power_of_2(width))
     heads_kernel[(splits, networks)](
@@ -409,14 +409,14 @@ def launch_residual(
     check_tensor("g", g, (networks, rows, None), (torch.float32, torch.float16, torch.bfloat16), rows=True)
     check_same_device(h=h, g=g)
     t = tiles or tiles_for("forward", precision, width)  # as heads_splits
-    blocks = triton.cdiv(rows, t.points)
+    blocks = cdiv(rows, t.points)
     if g.shape[2] < columns or sums.shape[0] < blocks:
         got = f"{list(g.shape)} and {list(sums.shape)}"
         raise wrong("g and sums", f"{columns} columns and {blocks} blocks of rows", got, "Ask heads_splits.")
     if sums.numel() == 0:
         return
     weights = values if point_weights is None else point_weights
-    residual_kernel[(blocks, triton.cdiv(g.shape[2], t.outputs), networks)](
+    residual_kernel[(blocks, cdiv(g.shape[2], t.outputs), networks)](
         h,
         w,
         b,

@@ -1,10 +1,9 @@
 """Launchers of the kernels in sine_linear.py: tensors in, tensors out; nothing is allocated."""
 
 import torch
-import triton
 from torch import Tensor
 
-from .checks import check_precision, check_same_device, check_tensor, launch_options, wrong
+from .checks import cdiv, check_precision, check_same_device, check_tensor, launch_options, wrong
 from .chip import current_chip
 from .configs import FEW_INPUTS, tiles_for
 from .sine_linear import (
@@ -71,7 +70,7 @@ def launch_forward(
     t = tiles or tiles_for(kernel, precision, max(outputs, inputs), few=_few(rows_y, outputs, networks))
     few = inputs if inputs <= FEW_INPUTS and first is None else 0
     full = rows_y % t.points == 0 and outputs % t.outputs == 0 and inputs % t.inputs == 0
-    grid = (triton.cdiv(rows_y, t.points) * triton.cdiv(outputs, t.outputs), networks)
+    grid = (cdiv(rows_y, t.points) * cdiv(outputs, t.outputs), networks)
     forward_kernel[grid](
         x,
         w,
@@ -127,7 +126,7 @@ def launch_slope(
         return
     networks, points, outputs = z.shape
     tiles = tiles or Tiles(1024 if current_chip().target == "interpreter" else 64, 64)
-    grid = (triton.cdiv(points, tiles.points), triton.cdiv(outputs, tiles.outputs), networks)
+    grid = (cdiv(points, tiles.points), cdiv(outputs, tiles.outputs), networks)
     slope_kernel[grid](
         dy,
         z,
@@ -182,7 +181,7 @@ def launch_input_gradient(
     if dx.numel() == 0:
         return
     t = tiles or tiles_for("input_gradient", precision, max(outputs, inputs), few=_few(rows, inputs, networks))
-    grid = (triton.cdiv(rows, t.points) * triton.cdiv(inputs, t.inputs), networks)
+    grid = (cdiv(rows, t.points) * cdiv(inputs, t.inputs), networks)
     coords = dx if x is None else x
     input_gradient_kernel[grid](
         dz,
@@ -243,13 +242,13 @@ def launch_first_gradient(
     _check_first(first, x, networks, inputs)
     check_same_device(dz=dz, w=w, x=x, dw=dw, db=db)
     t = tiles or tiles_for("first_gradient", precision, max(outputs, inputs))
-    blocks = triton.cdiv(rows, t.points)
+    blocks = cdiv(rows, t.points)
     if splits < blocks or stacked % max(networks, 1):
         got = f"{splits} for {stacked} of {rows} rows"
         raise wrong("dw", f"{blocks} blocks of rows and a share of the networks", got, "Ask first_gradient_splits.")
     if dw.numel() == 0:
         return
-    first_gradient_kernel[(blocks * triton.cdiv(inputs, t.inputs), networks)](
+    first_gradient_kernel[(blocks * cdiv(inputs, t.inputs), networks)](
         dz,
         w,
         dw,
@@ -279,7 +278,7 @@ def launch_first_gradient(
 
 def first_gradient_splits(rows: int, width: int, precision: str) -> int:
     """Partial sums of `launch_first_gradient`: one per block of rows."""
-    return triton.cdiv(rows, tiles_for("first_gradient", precision, width).points)
+    return cdiv(rows, tiles_for("first_gradient", precision, width).points)
 
 
 def launch_weight_gradient(
@@ -316,8 +315,8 @@ def launch_weight_gradient(
     if dw.numel() == 0:
         return
     t = tiles or tiles_for("weight_gradient", precision, max(outputs, inputs))
-    share = triton.cdiv(triton.cdiv(max(rows, 1), splits), t.points) * t.points
-    grid = (triton.cdiv(outputs, t.outputs), triton.cdiv(inputs, t.inputs), splits * networks)
+    share = cdiv(cdiv(max(rows, 1), splits), t.points) * t.points
+    grid = (cdiv(outputs, t.outputs), cdiv(inputs, t.inputs), splits * networks)
     few = inputs if inputs <= FEW_INPUTS and first is None else 0
     full = rows % t.points == 0 and outputs % t.outputs == 0 and (few > 0 or inputs % t.inputs == 0)
     weight_gradient_kernel[grid](
@@ -355,13 +354,13 @@ def splits_for(rows: int, outputs: int, inputs: int, networks: int, precision: s
     These saturate the second-level cache; each further share costs out x in x 4 bytes written and read again.
     """
     t = tiles_for("weight_gradient", precision, max(outputs, inputs))
-    programs = triton.cdiv(outputs, t.outputs) * triton.cdiv(inputs, t.inputs) * networks
-    return max(1, min(triton.cdiv(rows, 4 * t.points), 2 * current_chip().processors // (3 * programs)))
+    programs = cdiv(outputs, t.outputs) * cdiv(inputs, t.inputs) * networks
+    return max(1, min(cdiv(rows, 4 * t.points), 2 * current_chip().processors // (3 * programs)))
 
 
 def _few(rows: int, columns: int, networks: int) -> bool:
     """Whether tiles of 128x128 would leave processors without work."""
-    return triton.cdiv(rows, 128) * triton.cdiv(columns, 128) * networks < current_chip().processors
+    return cdiv(rows, 128) * cdiv(columns, 128) * networks < current_chip().processors
 
 
 def _strides(tensor: Tensor) -> tuple[int, ...]:

@@ -1,10 +1,13 @@
 """Muon's orthogonalisation of stacks of matrices by Newton and Schulz's iteration, batched, N = 1 included."""
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from .checks import check_precision, check_same_device, check_size, check_tensor, wrong
+from .checks import cdiv, check_precision, check_same_device, check_size, check_tensor, wrong
 from .chip import current_chip
 from .mm import mm, to_operand
 from .segments import DTYPES
@@ -103,19 +106,26 @@ def _product_kernel(
 def _scratch_sizes(shape, precision):
     """Elements of the sums of squares, of X twice and of A and its update."""
     matrices, size, side = shape[0], shape[1] * shape[2], min(shape[1:])
-    sums = matrices * triton.cdiv(size, _SQUARES_BLOCK) * (4 // DTYPES[precision].itemsize)
+    sums = matrices * cdiv(size, _SQUARES_BLOCK) * (4 // DTYPES[precision].itemsize)
     # A multiple of 16 elements, so that what follows may be fetched 16 bytes at a time.
-    return [triton.cdiv(sums, 16) * 16, *2 * [matrices * size], *2 * [matrices * side * side]]
+    return [cdiv(sums, 16) * 16, *2 * [matrices * size], *2 * [matrices * side * side]]
 
 
-def newton_schulz_scratch(shape, precision="fp32"):
+def newton_schulz_scratch(shape: Sequence[int], precision: str = "fp32") -> int:
     """Elements of scratch, of DTYPES[precision], that launch_newton_schulz needs for stacks `shape` [N, out, in]."""
-    return sum(_scratch_sizes(shape, precision))
+    return int(sum(_scratch_sizes(shape, precision)))
 
 
 def launch_newton_schulz(
-    x, out, scratch, *, steps=5, precision="fp32", coefficients=(3.4445, -4.7750, 2.0315), eps=1e-7
-):
+    x: Tensor,  # [N, out, in]
+    out: Tensor,  # [N, out, in]
+    scratch: Tensor,
+    *,
+    steps: int = 5,
+    precision: str = "fp32",
+    coefficients: Sequence[float] = (3.4445, -4.7750, 2.0315),
+    eps: float = 1e-7,
+) -> None:
     """Muon's orthogonalisation of stacks of matrices: singular values are driven to about 1, zeros stay zero.
 
     X = x / (Frobenius norm + eps), then `steps` times X = a X + (b A + c A A) X with A = X X^T, taken on the smaller
@@ -153,7 +163,7 @@ def launch_newton_schulz(
     def product(
         left, left_strides, right, right_strides, add, result, strides, columns, inner, alpha, beta, last=False
     ):
-        _product_kernel[(matrices * triton.cdiv(short, block) * triton.cdiv(columns, block),)](
+        _product_kernel[(matrices * cdiv(short, block) * cdiv(columns, block),)](
             *(left, right, add, result, alpha, beta, short, columns, inner),
             *(*left_strides, *right_strides, *strides),
             BETA=beta != 0,
@@ -165,7 +175,7 @@ def launch_newton_schulz(
             TARGET=target,
         )
 
-    parts = triton.cdiv(size, _SQUARES_BLOCK)
+    parts = cdiv(size, _SQUARES_BLOCK)
     _squares_kernel[(matrices * parts,)](x, squares, size, parts, BLOCK=_SQUARES_BLOCK)
     _normalise_kernel[(matrices * parts,)](
         *(x, squares, now, size, parts, float(eps)),

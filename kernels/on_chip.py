@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .checks import check_same_device, check_tensor, launch_options, wrong
+from .checks import cdiv, check_same_device, check_tensor, launch_options, wrong
 from .chip import current_chip
 from .configs import FEW_INPUTS, supports, tiles_for
 from .heads import MOST_COLUMNS
@@ -41,13 +41,13 @@ def step_programs(points: int, networks: int, width: int, precision: str) -> tup
     """(splits of the points, programs) of `launch_network_step`; the same every time."""
     t, chip = tiles_for("network_step", precision, width), current_chip()
     most = 2 * chip.processors
-    splits = max(1, min(triton.cdiv(points, t.points), most // networks))
+    splits = max(1, min(cdiv(points, t.points), most // networks))
     return splits, min(networks * splits, 2 * most)
 
 
 def scratch_size(programs: int, hidden: int, width: int, precision: str) -> int:
     """Operands of scratch that `launch_network_step` needs."""
-    block = max(16, triton.next_power_of_2(width))
+    block: int = max(16, triton.next_power_of_2(width))
     return programs * (hidden + 1) * 2 * tiles_for("network_step", precision, width).points * block
 
 
@@ -71,7 +71,7 @@ def launch_network_forward(
     if y.numel() == 0:
         return
     t = tiles or tiles_for("network_forward", precision, width)
-    network_forward_kernel[(triton.cdiv(points, t.points), networks)](
+    network_forward_kernel[(cdiv(points, t.points), networks)](
         x,
         weights.first_w,
         weights.first_b,
@@ -136,7 +136,7 @@ def launch_network_step(
     check_same_device(x=x, values=values, scale=scale, sums=sums, scratch=scratch, point_weights=point_weights)
     if sums.numel() == 0:
         return
-    share = triton.cdiv(triton.cdiv(max(points, 1), splits), t.points) * t.points
+    share = cdiv(cdiv(max(points, 1), splits), t.points) * t.points
     weighting = values if point_weights is None else point_weights
     network_step_kernel[(programs,)](
         x,

@@ -9,11 +9,12 @@ import math
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from .checks import check_precision, check_same_device, check_size, check_tensor, launch_options, wrong
+from .checks import cdiv, check_precision, check_same_device, check_size, check_tensor, launch_options, wrong
 from .chip import current_chip
 from .mm import to_operand
-from .segments import DTYPES
+from .segments import DTYPES, Table
 
 # Columns of Table.fields, as Table._row orders them.
 _SIZE = tl.constexpr(0)
@@ -239,7 +240,7 @@ def _check_copies(table, copies, bias_copies, precision):
     check_size("bias_copies", bias_copies, torch.float32, table.bias_copies)
 
 
-def launch_reduce(table, partials, gradients, bad):
+def launch_reduce(table: Table, partials: Tensor, gradients: Tensor, bad: Tensor) -> None:
     """gradients = factor * the partial sums of each segment, added in order; 0 where a segment is not trained.
 
     Args:
@@ -261,23 +262,23 @@ def launch_reduce(table, partials, gradients, bad):
 
 
 def launch_adam(
-    table,
-    parameters,
-    gradients,
-    exp_avg,
-    exp_avg_sq,
-    step,
-    learning_rate,
-    bad,
-    copies,
-    bias_copies,
-    previous=None,
+    table: Table,
+    parameters: Tensor,  # [G, T]
+    gradients: Tensor,  # [G, T]
+    exp_avg: Tensor,  # [G, T]
+    exp_avg_sq: Tensor,  # [G, T]
+    step: Tensor,  # [G] int32
+    learning_rate: Tensor,  # [G]
+    bad: Tensor,  # [G] int32
+    copies: Tensor | None,
+    bias_copies: Tensor | None,
+    previous: Tensor | None = None,  # [G, T]
     *,
-    beta1=0.9,
-    beta2=0.999,
-    eps=1e-8,
-    precision="fp32",
-):
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    precision: str = "fp32",
+) -> None:
     """One step of Adam (Kingma and Ba 2015, algorithm 1, as torch.optim.Adam) and the copies of the new parameters.
 
     Args:
@@ -322,16 +323,18 @@ def launch_adam(
         )
 
 
-def launch_advance(step, bad, skipped):
+def launch_advance(step: Tensor, bad: Tensor, skipped: Tensor) -> None:
     """Count a step: step += 1 for good groups, skipped += 1 for bad ones, then bad = 0. All [G] int32, updated."""
     check_same_device(step=step, bad=bad, skipped=skipped)
     _check_groups(None, step=step)
     _check_groups(len(step), bad=bad, skipped=skipped)
     if step.numel():
-        _advance_kernel[(triton.cdiv(step.numel(), 1024),)](step, bad, skipped, step.numel(), BLOCK=1024)
+        _advance_kernel[(cdiv(step.numel(), 1024),)](step, bad, skipped, step.numel(), BLOCK=1024)
 
 
-def launch_copies(table, parameters, copies, bias_copies, *, precision="fp32"):
+def launch_copies(
+    table: Table, parameters: Tensor, copies: Tensor | None, bias_copies: Tensor | None, *, precision: str = "fp32"
+) -> None:
     """Write the copies of all segments, trained or not. Arguments as of launch_adam."""
     length = _check_flat(table, parameters=parameters)
     _check_copies(table, copies, bias_copies, precision)

@@ -133,7 +133,7 @@ def input_gradient_work(launch: Launch) -> Work:
     columns = math.ceil(inputs / c["BLOCK_K"])
     blocks = launch.grid[0] // columns
     elements = networks * rows * inputs
-    dz, w, dx = a["dz_ptr"], a["w_ptr"], a.get("dx_ptr", a.get("dw_ptr"))
+    dz, w, dx = a["dz_ptr"], a["w_ptr"], a["dx_ptr" if "dx_ptr" in a else "dw_ptr"]
     _product(work, 2 * elements * outputs * a["summed"], c["PRECISION"])
     if c["FIRST"]:
         work.sines(elements, False, c["PRECISION"], launch.chip)

@@ -167,12 +167,12 @@ def forward_kernel(
         # One half after the other: a sine and a cosine for each sum at once would not fit the registers.
         low, high = tl.split(tl.permute(tl.reshape(z, [BLOCK_P, 2, 128]), (0, 2, 1)))
         _finish(
-            low, y_ptr, saved_ptr, left_rows, left_columns, stride_yp, stride_sp, SINE, SAVE, OPERAND, EVEN, BLOCK_P, 128,
-            PRECISION, TARGET,
+            low, y_ptr, saved_ptr, left_rows, left_columns, stride_yp, stride_sp, SINE, SAVE, OPERAND, EVEN, BLOCK_P,
+            128, PRECISION, TARGET,
         )  # fmt: skip
         _finish(
-            high, y_ptr + 128, saved_ptr + 128, left_rows, left_columns - 128, stride_yp, stride_sp, SINE, SAVE, OPERAND,
-            EVEN, BLOCK_P, 128, PRECISION, TARGET,
+            high, y_ptr + 128, saved_ptr + 128, left_rows, left_columns - 128, stride_yp, stride_sp, SINE, SAVE,
+            OPERAND, EVEN, BLOCK_P, 128, PRECISION, TARGET,
         )  # fmt: skip
     else:
         _finish(

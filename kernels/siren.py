@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-import triton
 from torch import Tensor
 
+from .checks import cdiv
 from .configs import FEW_INPUTS
 from .heads import fuses, heads_splits, launch_heads_loss, launch_losses, launch_residual
 from .layers import (
@@ -65,7 +65,7 @@ class Network:
 
 def padded(width: int) -> int:
     """Width in memory: rows begin at 16 bytes, tiles of wide layers are full."""
-    return triton.cdiv(width, 16) * 16 if width <= 64 else triton.cdiv(width, 64) * 64
+    return cdiv(width, 16) * 16 if width <= 64 else cdiv(width, 64) * 64
 
 
 class Pipeline:
@@ -139,7 +139,7 @@ class Pipeline:
     def _wave_rows(self, wave: int | None) -> int:
         elements = max((w * n for w, n in zip(self.widths, self.network.stacks, strict=False)), default=1)
         most = wave or max(ROWS, WAVE_ELEMENTS // elements)
-        return triton.cdiv(min(max(self.points, 1), most), ROWS) * ROWS
+        return cdiv(min(max(self.points, 1), most), ROWS) * ROWS
 
     def _splits(self, layer: int) -> int:
         """Partial sums of a layer's weight gradient."""
@@ -167,7 +167,7 @@ class Pipeline:
 
         def place(buffer: str, size: int) -> int:
             start = ends[buffer]
-            ends[buffer] += triton.cdiv(size, 16) * 16  # 16 elements: at least 32 bytes
+            ends[buffer] += cdiv(size, 16) * 16  # 16 elements: at least 32 bytes
             return start
 
         self.loss_scale = 2.0 ** round(math.log2(max(self.points * network.widths[-1], 1)))
@@ -206,7 +206,7 @@ class Pipeline:
                 )
         self.partial_size = ends["partial"]
         self.copy_size, self.exact_size = ends["copies"], ends["exact"]
-        self.length = triton.cdiv(ends["offset"], 4) * 4
+        self.length = cdiv(ends["offset"], 4) * 4
         """T: parameters of a group in the flat buffers."""
         return segments
 
@@ -227,10 +227,10 @@ class Pipeline:
             self.scratch = empty(size, dtype=operand)
             return
         stored = range(1 if self.first_fused else 0, sines)
-        size = {i: (network.stacks[i], self.rows, self.widths[i]) for i in range(sines)}
-        self.h = {i: empty(*size[i], dtype=operand) for i in stored}
-        self.c = {i: empty(*size[i], dtype=operand) for i in stored if i >= self.lowest}
-        largest = max((math.prod(size[i]) for i in range(self.lowest, sines)), default=0)
+        shapes = {i: (network.stacks[i], self.rows, self.widths[i]) for i in range(sines)}
+        self.h = {i: empty(*shapes[i], dtype=operand) for i in stored}
+        self.c = {i: empty(*shapes[i], dtype=operand) for i in stored if i >= self.lowest}
+        largest = max((math.prod(shapes[i]) for i in range(self.lowest, sines)), default=0)
         self._dz = [empty(largest, dtype=operand) for _ in range(min(2, sines - self.lowest))]
         head_width = self._inputs(self.layers - 1)
         splits = heads_splits(
@@ -240,7 +240,7 @@ class Pipeline:
         self.g = None
         if not self.fused_heads:
             dtype = operand if sines else torch.float32
-            self.g = empty(self.head_networks, self.rows, triton.cdiv(self.columns, 16) * 16, dtype=dtype)
+            self.g = empty(self.head_networks, self.rows, cdiv(self.columns, 16) * 16, dtype=dtype)
 
     def weight(self, layer: int) -> Tensor:
         """[stack, out, in] as the launches read it; the head's as [networks, columns, in]."""
@@ -298,7 +298,7 @@ class Pipeline:
         views = []
         for i, s in enumerate(self.segments):
             shape = (s.rows,) if i % 2 else (s.rows, s.columns)
-            own = flat[:, s.offset : s.offset + s.size].unflatten(1, (s.count, *shape))
+            own = flat[:, s.offset : s.offset + s.size].view(self.groups, s.count, *shape)
             views.append(own[:, 0] if s.count == 1 else own[0])  # one of G and count is 1
         return views
 
@@ -422,21 +422,36 @@ class Pipeline:
         dz = self._dz_of(last) if self.lowest <= last and last >= 0 else None
         dw, db = self._gradients(layer) if any(self.wanted[-2:]) else (None, None)
         weight, bias = self.weight(layer), self.bias(layer)
-        common = {"point_weights": point_weights, "add": add, "precision": self.head_precision}
+        precision = self.head_precision
         if self.fused_heads:
-            cosine = None if dz is None else self.c[last]
-            launch_heads_loss(h, weight, bias, values, scale, self.sums, cosine=cosine, dz=dz, dw=dw, db=db, **common)
+            launch_heads_loss(
+                h,
+                weight,
+                bias,
+                values,
+                scale,
+                self.sums,
+                point_weights=point_weights,
+                cosine=None if dz is None else self.c[last],
+                dz=dz,
+                dw=dw,
+                db=db,
+                add=add,
+                precision=precision,
+            )
             return dz
         assert self.g is not None
         if h.ndim == 2:  # no sine layer: the coordinates themselves
             h = h.expand(self.head_networks, *h.shape)
         g = self.g[:, : h.shape[1]]
-        launch_residual(h, weight, bias, values, scale, self.sums, g, **common)
+        launch_residual(
+            h, weight, bias, values, scale, self.sums, g, point_weights=point_weights, add=add, precision=precision
+        )
         g = g[:, :, : self.columns]
         if dw is not None:
-            launch_weight_gradient(g, h, dw, db, add=add, precision=self.head_precision)
+            launch_weight_gradient(g, h, dw, db, add=add, precision=precision)
         if dz is not None:
-            launch_input_gradient(g, weight, dz, self.c[last], operand=True, precision=self.head_precision)
+            launch_input_gradient(g, weight, dz, self.c[last], operand=True, precision=precision)
         elif dpoints is not None:
             launch_input_gradient(g, weight, dpoints[None], precision="fp32")
         return dz

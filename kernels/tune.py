@@ -69,7 +69,7 @@ def cuda_clock(calls: Sequence[Call]) -> list[float]:
         for index, call in enumerate(calls):
             if not able[index]:
                 continue
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             start.record()
             for _ in range(REPEATS):
                 call()
@@ -124,7 +124,7 @@ def tune(rows: Sequence[Row], chip: Chip, clock: Clock, device: str = "cuda", ke
 
 def literal(row: Row) -> str:
     """A row as it stands in tiles.py."""
-    names = {("half",): "HALF", ("tf32",): "TF32", ("fp32",): "FP32"}
+    names: dict[tuple[str, ...], str] = {("half",): "HALF", ("tf32",): "TF32", ("fp32",): "FP32"}
     precisions = names.get(row.precisions) or "(" + ", ".join(f'"{p}"' for p in row.precisions) + ")"
     t = row.tiles
     sizes = f"Tiles({t.points}, {t.outputs}, {t.inputs}, {t.warps}, {t.stages})"

@@ -133,7 +133,7 @@ def siren_values(
 
 
 def losses_and_gradients(
-    implementation: str,  # but "triton", whose steps have memory of their own: fitting/stepper.py
+    implementation: str,
     points: Tensor,  # [P, in]
     values: Tensor,  # [N, P, C]
     parameters: Sequence[Tensor],  # weight and bias of each layer in turn, plain or stacked

@@ -93,7 +93,8 @@ def values(
         launch_copies(pipeline.table, flat, pipeline.copies, pipeline.exact_copies, precision=precision)
         y = points.new_empty(pipeline.head_networks, len(points), pipeline.columns)
         pipeline.values(points, y)
-        return y.unflatten(2, (-1, channels)).movedim(2, 1).reshape(num_signals, len(points), channels)
+        each = y.view(pipeline.head_networks, len(points), -1, channels).movedim(2, 1)
+        return each.reshape(num_signals, len(points), channels)
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[object]:
