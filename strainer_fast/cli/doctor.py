@@ -12,8 +12,11 @@ import torch
 from strainer_fast import __version__
 from strainer_fast.cli import _options as opt
 from strainer_fast.cli._console import Reporter, handled
+from strainer_fast.fitting.explain import explain as explain_fit
 from strainer_fast.kernels import cpu
-from strainer_fast.ops import explain
+from strainer_fast.models import Architecture
+from strainer_fast.ops import choose_device, explain
+from strainer_fast.ops.dispatch import triton_missing
 
 
 def _installed(package: str) -> str:
@@ -32,11 +35,25 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+MODELS = {
+    "178x178 colour, 5x256": ((178, 178, 3), Architecture()),
+    "28x28 grey, 3x32": ((28, 28, 1), Architecture(hidden_features=32, num_layers=4, num_shared_layers=3)),
+}
+"""Usual networks, to say how a fit of each would run."""
+
+
+def _path(shape: tuple[int, ...], network: Architecture) -> str:
+    """What `strainer_fast.explain` says of fits of one shape."""
+    return explain_fit("paper", [shape], architecture=network).splitlines()[1].partition(": ")[2]
+
+
 @handled
 def doctor(quiet: opt.Quiet = False, json: opt.Json = False) -> None:
     """Say what this machine has, what runs on it, and why."""
     reporter = Reporter(quiet, json)
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    where = choose_device()
+    problem = triton_missing(torch.device("cuda")) if gpus else "no GPU: the Triton kernels run on GPUs"
     facts = {
         "strainer_fast": __version__,
         "python": platform.python_version(),
@@ -48,7 +65,10 @@ def doctor(quiet: opt.Quiet = False, json: opt.Json = False) -> None:
         "cpu": f"{_cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} PyTorch threads",
         "gpu": ", ".join(gpus) or "none that PyTorch sees",
         "native engine": ", ".join(cpu.available()) or cpu.missing(),
+        "triton kernels": problem or "run on this GPU",
         "runs": explain(),
+        "layers": "Triton kernels, fp32" if where.type == "cuda" and not problem else "PyTorch's own operations",
+        **{f"fit, {name}": _path(shape, network) for name, (shape, network) in MODELS.items()},
     }
     width = max(map(len, facts))
     for name, value in facts.items():

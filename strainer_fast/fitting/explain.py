@@ -14,6 +14,8 @@ from strainer_fast.fitting.recipe import recipe as get_recipe
 from strainer_fast.models import Architecture
 from strainer_fast.ops import choose, choose_device
 from strainer_fast.ops import explain as explain_step
+from strainer_fast.ops.dispatch import resolve_precision
+from strainer_fast.ops.triton import path_of
 
 
 def explain(
@@ -33,19 +35,23 @@ def explain(
         implementation, device: as `fit` takes them.
 
     A fit runs whole on the native engine (see `strainer_fast.ops.fit_small`) unless the line names the recipe's field
-    or the size that rules this out.
+    or the size that rules this out. On a GPU a fit runs step by step on the Triton kernels.
     """
     recipe = get_recipe(recipe)
     network = architecture or Architecture()
     where = choose_device(device)
     lines = [f"steps: {explain_step(implementation, where)}"]
-    native = choose(implementation, where, whole_fits=True).name == "native"
+    chosen = choose(implementation, where, whole_fits=True).name
     for shape in shapes:
         if len(shape) < 2:
             raise bad_input("shapes", "samples per axis and then channels, (28, 28, 1)", shape, "Add the channels.")
         *axes, channels = (check_count("shapes", n) for n in shape)
         how = "step by step"
-        if native:
+        if chosen == "triton":
+            precision = resolve_precision(recipe.precision, chosen, where)
+            sizes = len(axes), channels, network.hidden_features, network.num_layers
+            how = f"step by step by Triton kernels: {path_of(*sizes, precision, where)}"
+        if chosen == "native":
             why = small.ruled_out(recipe, network, len(axes), channels, math.prod(axes))
             how = "whole fits in a core's caches (fit_small)" if why is None else f"step by step: {why}"
         lines.append(f"fits of {'x'.join(map(str, shape))}: {how}")

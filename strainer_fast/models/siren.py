@@ -145,11 +145,19 @@ class Siren(nn.Module):
         *,
         point_weights: Tensor | None = None,  # [P]
         implementation: str = "auto",
+        precision: str = "fp32",
     ) -> Tensor:  # []
         """Mean squared error in one pass; see `strainer_fast.ops.siren_mse`."""
         weights, biases = layer_parameters([*self.layers, self.head])
         return siren_mse(
-            points, values, weights, biases, self.omegas, point_weights=point_weights, implementation=implementation
+            points,
+            values,
+            weights,
+            biases,
+            self.omegas,
+            point_weights=point_weights,
+            implementation=implementation,
+            precision=precision,
         )
 
 
@@ -244,11 +252,19 @@ class BatchedSiren(nn.Module):
         *,
         point_weights: Tensor | None = None,  # [P] or [N, P]
         implementation: str = "auto",
+        precision: str = "fp32",
     ) -> Tensor:  # [N]
         """Mean squared error of each network in one pass; see `strainer_fast.ops.batched_siren_mse`."""
         weights, biases = layer_parameters([*self.layers, self.head])
         return batched_siren_mse(
-            points, values, weights, biases, self.omegas, point_weights=point_weights, implementation=implementation
+            points,
+            values,
+            weights,
+            biases,
+            self.omegas,
+            point_weights=point_weights,
+            implementation=implementation,
+            precision=precision,
         )
 
 

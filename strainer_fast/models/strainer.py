@@ -109,6 +109,7 @@ class Strainer(nn.Module):
         signal_weights: Tensor | None = None,  # [N]
         point_weights: Tensor | None = None,  # [P] or [N, P]
         implementation: str = "auto",
+        precision: str = "fp32",
     ) -> tuple[Tensor, Tensor]:  # [], [N]
         """(sum of the signals' mean squared errors, each of them) in one pass; see `strainer_fast.ops.strainer_mse`."""
         weights, biases = layer_parameters([*self.encoder.layers, *self.decoder, self.head])
@@ -121,4 +122,5 @@ class Strainer(nn.Module):
             signal_weights=signal_weights,
             point_weights=point_weights,
             implementation=implementation,
+            precision=precision,
         )

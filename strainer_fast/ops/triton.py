@@ -97,6 +97,16 @@ def values(
         return each.reshape(num_signals, len(points), channels)
 
 
+def path_of(coordinates: int, channels: int, width: int, num_layers: int, precision: str, device: torch.device) -> str:
+    """How a training step of such networks runs on this device: on chip or by layers, in words."""
+    from strainer_fast.kernels.on_chip import fits_on_chip
+    from strainer_fast.kernels.siren import padded
+
+    with on_device(torch.empty(0, device=device)):
+        whole = num_layers > 1 and fits_on_chip("network_step", coordinates, padded(width), channels, precision)
+    return f"whole networks on chip, {precision}" if whole else f"layer by layer over waves of points, {precision}"
+
+
 def on_device(tensor: Tensor) -> AbstractContextManager[object]:
     """Within, kernels are launched on the device of `tensor`."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

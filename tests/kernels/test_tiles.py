@@ -116,14 +116,6 @@ def test_every_row_is_right(row: Row, precision: str) -> None:
     assert run(row, precision) <= 8 * UNIT[precision] + 3e-6
 
 
-@pytest.mark.parametrize("row", TABLE, ids=lambda r: f"{r.kernel}-{r.generation}-{'-'.join(r.precisions)}-{r.width}")
-def test_every_row_is_legal_on_its_chips(row: Row) -> None:
-    chips = [chip for chip in (*CHIPS.values(), INTERPRETER) if configs.generation(chip) == row.generation]
-    assert chips
-    assert [configs.illegal(row, chip) for chip in chips] == [None] * len(chips)
-    assert row.kernel in configs.KERNELS
-
-
 @pytest.mark.parametrize("chip", [*CHIPS.values(), INTERPRETER], ids=lambda c: c.name)
 def test_every_chip_has_tiles_for_every_layer(chip: object) -> None:
     for kernel in ("forward", "forward_first", "input_gradient", "first_gradient", "weight_gradient"):
