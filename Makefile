@@ -8,7 +8,7 @@ ENGINE := $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h kernels/cpu/*.inl)
 # Compilers of other packages warn about themselves, which is not for us to judge.
 BENCH := mkdir -p benchmarks/results && $(PYTEST) benchmarks -W ignore --benchmark-columns=median,rounds
 
-.PHONY: demo test test-main test-interpreter test-aot test-sanitized check check-long lint bench bench-quick keep-bench readme-table dev clean
+.PHONY: demo test test-main test-interpreter test-aot test-sanitized test-oldest aot tune bench-gpu check check-long lint bench bench-quick keep-bench readme-table dev clean
 
 demo: $(STAMP)
 	$(BIN)/strainer-fast demo --out demo
@@ -64,6 +64,17 @@ keep-bench: $(STAMP)
 
 readme-table: $(STAMP)
 	$(BIN)/python -m benchmarks.report benchmarks/results/cpu.json --update README.md docs/native.md
+
+# What every kernel takes of every chip, without one: docs/aot.md.
+aot: $(STAMP)
+	$(BIN)/python -m strainer_fast.kernels.aot --markdown docs/aot.md
+
+# On a GPU: the table of tiles measured and written anew; equality, then timing beside prediction.
+tune: $(STAMP)
+	$(BIN)/python -m strainer_fast.kernels.tune
+
+bench-gpu: $(STAMP)
+	$(BIN)/python -m benchmarks.gpu
 
 # The kernels on the oldest Triton that is supported (its interpreter needs an older numpy).
 test-oldest: $(STAMP)
