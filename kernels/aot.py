@@ -220,7 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m strainer_fast.kernels.aot", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument(
-        "--chip", nargs="+", choices=sorted(CHIPS), default=["sm_80", "sm_90"], help="what to compile for"
+        "--chip", nargs="+", choices=sorted(CHIPS), default=list(CHIPS), help="what to compile for"
     )
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="cases, such as step or 'row/*'")

@@ -66,9 +66,9 @@ def launch_forward(
     check_same_device(x=x, w=w, b=b, y=y, saved=saved)
     if y.numel() == 0:
         return
-    kernel = "forward" if first is None else "forward_first"
-    t = tiles or tiles_for(kernel, precision, max(outputs, inputs), few=_few(rows_y, outputs, networks))
     few = inputs if inputs <= FEW_INPUTS and first is None else 0
+    kernel = "forward" if first is None and not few else "forward_first"
+    t = tiles or tiles_for(kernel, precision, max(outputs, inputs), few=_few(rows_y, outputs, networks))
     full = rows_y % t.points == 0 and outputs % t.outputs == 0 and inputs % t.inputs == 0
     grid = (cdiv(rows_y, t.points) * cdiv(outputs, t.outputs), networks)
     forward_kernel[grid](

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import cdiv, check_precision, check_same_device, check_size, check_tensor, wrong
+from .checks import cdiv, check_precision, check_same_device, check_size, check_tensor, launch_options, wrong
 from .chip import current_chip
 from .mm import mm, to_operand
 from .segments import DTYPES
@@ -173,6 +173,7 @@ def launch_newton_schulz(
             BLOCK_K=block if target == "interpreter" else 32,
             PRECISION=precision,
             TARGET=target,
+            **launch_options(8, 3),
         )
 
     parts = cdiv(size, _SQUARES_BLOCK)

@@ -55,7 +55,7 @@ TABLE: tuple[Row, ...] = (
     *_rows("forward", FP32, NVIDIA, *NARROW_FP32, (ANY, Tiles(64, 64, 32, 4, 3))),
     *_few("forward", HALF, NVIDIA, Tiles(64, 64, 64, 4, 3)),
     *_few("forward", TF32, NVIDIA, Tiles(64, 64, 32, 4, 3)),
-    # the same with inputs computed from coordinates
+    # the same with coordinates in place of the inputs, or inputs computed from them
     *_rows("forward_first", HALF, NVIDIA, *NARROW, (ANY, Tiles(128, 128, 64, 8, 3))),
     *_rows("forward_first", TF32, NVIDIA, *NARROW[:2], (64, Tiles(64, 64, 32, 4, 3)), (ANY, Tiles(128, 128, 32, 8, 3))),
     *_rows("forward_first", FP32, NVIDIA, *NARROW_FP32, (ANY, Tiles(64, 64, 32, 4, 3))),
@@ -85,7 +85,7 @@ TABLE: tuple[Row, ...] = (
     *_rows("weight_gradient", TF32, NVIDIA, (16, Tiles(32, 16, 16, 4, 2)), (32, Tiles(32, 32, 32, 4, 2)),
            (64, Tiles(32, 64, 64, 4, 3)), (ANY, Tiles(32, 128, 64, 8, 3))),
     *_rows("weight_gradient", FP32, NVIDIA, (16, Tiles(32, 16, 16, 4, 2)), (32, Tiles(32, 32, 32, 4, 2)),
-           (ANY, Tiles(16, 64, 64, 8, 3))),
+           (ANY, Tiles(32, 64, 64, 8, 3))),
     # heads with their loss: points; as `outputs` the most columns, and the whole width at once
     *_rows("heads", HALF, NVIDIA, (32, Tiles(64, 32, 32, 4, 1)), (64, Tiles(32, 32, 64, 4, 1)),
            (128, Tiles(32, 32, 128, 8, 1))),

@@ -62,7 +62,12 @@ def step_bytes(
     layers = (depth - 1 - own) + own * num_signals
     if implementation == "native":  # every thread has gradients of its own; a tile is smaller still
         parameters += parameters * torch.get_num_threads() // 7
-    if implementation != "torch":
+    if implementation == "triton":  # a wave of points; sines and cosines of every layer, two gradients
+        from strainer_fast.kernels.siren import WAVE_ELEMENTS
+
+        stack = 1 if shared else num_signals
+        points = min(points, WAVE_ELEMENTS // (width * max(stack, 1)) + 128)
+    elif implementation != "torch":
         points = min(points, 2 * TILE_ELEMENTS // width + MIN_TILE)
         layers = min(layers, depth * max(1, TILE_ELEMENTS // (width * max(points, 1))))
     # Sine inputs and outputs of every layer, and a few temporaries.

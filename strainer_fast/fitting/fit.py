@@ -37,6 +37,9 @@ STACK_ELEMENTS = 2**21
 """Most activations (points x width x signals) of one layer in a stack: wide networks run one by one and finish early,
 small ones share their calls, 83 of width 32 on 28x28 points."""
 
+GPU_STACK_ELEMENTS = 2**23
+"""The same on a GPU, which one image of 178x178 and a network 256 wide keep busy."""
+
 
 _DISCARD = "Choose another output, or discard the earlier one (--overwrite)."
 
@@ -97,7 +100,8 @@ def fit(
     in_features = _check_dimensions(signals, start_from)
     check_start(recipe.start, start_from, [s.channels for s in signals])
     small_too = choose(implementation, where, whole_fits=True).name == "native"
-    stacks = _stacks(signals, network, recipe, small_too)
+    elements = STACK_ELEMENTS if where.type == "cpu" else GPU_STACK_ELEMENTS
+    stacks = _stacks(signals, network, recipe, small_too, elements)
     for stack, _ in stacks:
         engine.check_memory(chosen, signals[stack[0]], len(stack), False, network, where)
     settings = {
@@ -266,7 +270,7 @@ def _check_dimensions(signals: Sequence[Signal], init: Encoder | Architecture) -
 
 
 def _stacks(
-    signals: Sequence[Signal], network: Architecture, recipe: Recipe, small_too: bool
+    signals: Sequence[Signal], network: Architecture, recipe: Recipe, small_too: bool, elements: int
 ) -> list[tuple[list[int], bool]]:
     """(indices of signals that run together, whether by `ops.fit_small`): same shape and channels, a bounded size."""
     groups: dict[tuple[int, ...], list[int]] = {}
@@ -277,7 +281,7 @@ def _stacks(
         first = signals[indices[0]]
         points = first.samples().shape[0]
         is_small = small_too and (small.ruled_out(recipe, network, len(first.shape), first.channels, points) is None)
-        size = max(1, STACK_ELEMENTS // (points * network.hidden_features))
+        size = max(1, elements // (points * network.hidden_features))
         if is_small:
             size = max(size, small.NETWORKS_PER_THREAD * torch.get_num_threads())
         stacks += [(indices[i : i + size], is_small) for i in range(0, len(indices), size)]
