@@ -219,9 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m strainer_fast.kernels.aot", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument(
-        "--chip", nargs="+", choices=sorted(CHIPS), default=list(CHIPS), help="what to compile for"
-    )
+    parser.add_argument("--chip", nargs="+", choices=sorted(CHIPS), default=list(CHIPS), help="what to compile for")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="cases, such as step or 'row/*'")
     parser.add_argument("--workers", type=int, default=2, help="processes that compile")

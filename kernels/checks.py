@@ -8,6 +8,9 @@ from torch import Tensor
 from .chip import current_chip, is_interpreted
 from .mm import PRECISIONS
 
+MOST_NETWORKS = 65535
+"""Of a launch: what the second and third axis of CUDA's grids hold."""
+
 
 def cdiv(number: int, size: int) -> int:
     """How many blocks of a size hold so many."""
@@ -42,6 +45,15 @@ def check_tensor(
         what = "a contiguous tensor" if contiguous else "a tensor with a contiguous last axis"
         raise wrong(name, what, f"strides {tensor.stride()}", "Call .contiguous().")
     check_device(name, tensor)
+
+
+def check_networks(networks: int) -> None:
+    """A number of networks that a grid can have.
+
+    Raises ValueError.
+    """
+    if networks > MOST_NETWORKS:
+        raise wrong("networks", f"at most {MOST_NETWORKS} in a launch", networks, "Split the stack.")
 
 
 def check_device(name: str, tensor: Tensor) -> None:

@@ -5,8 +5,6 @@ The table is data: `make aot` compiles every row for its chip and reports regist
 a program runs, so a kernel's results never depend on what else the machine was doing.
 """
 
-from dataclasses import replace
-
 from .chip import Chip, current_chip
 from .tiles import TABLE as TABLE  # capture.table replaces it
 from .tiles import Row, Tiles
@@ -104,8 +102,3 @@ def illegal(row: Row, chip: Chip) -> str | None:
     if sums > 128:
         return f"registers: expected at most 128 a thread for sums, got {sums}"
     return None
-
-
-def override(tiles: Tiles | None, kernel: str, precision: str, width: int, few: bool) -> Tiles:
-    """The caller's tiles, or the table's."""
-    return tiles_for(kernel, precision, width, few=few) if tiles is None else replace(tiles)

@@ -18,7 +18,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import cdiv, check_same_device, check_tensor, launch_options, wrong
+from .checks import (
+    cdiv,
+    check_networks,
+    check_precision,
+    check_same_device,
+    check_tensor,
+    launch_options,
+    wrong,
+)
 from .chip import current_chip
 from .configs import tiles_for
 from .mm import mm, to_operand
@@ -63,7 +71,7 @@ def residual(
     return weighted * r, weighted * scale[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["networks"])  # it changes as networks leave a stack
 def heads_kernel(
     h_ptr,  # [N, rows, H], last axis contiguous
     cosine_ptr,  # like h
@@ -170,7 +178,7 @@ def heads_kernel(
         tl.store(dw_ptr + dw_at, dw, mask=dw_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["networks"])  # it changes as networks leave a stack
 def residual_kernel(
     h_ptr,  # [N, rows, H], last axis contiguous
     w_ptr,  # [N, outputs, H], last axis contiguous
@@ -326,6 +334,8 @@ def launch_heads_loss(
     `launch_residual`).
     """
     networks, rows, width = h.shape
+    check_precision(precision)
+    check_networks(networks)
     splits, columns = sums.shape[0], w.shape[1]
     heads, channels = _check_heads(h, w, b, values, scale, sums, point_weights)
     if columns > MOST_COLUMNS:
@@ -404,6 +414,8 @@ def launch_residual(
     Raises ValueError for tensors that do not belong together.
     """
     networks, rows, width = h.shape
+    check_precision(precision)
+    check_networks(networks)
     columns = w.shape[1]
     heads, channels = _check_heads(h, w, b, values, scale, sums, point_weights)
     check_tensor("g", g, (networks, rows, None), (torch.float32, torch.float16, torch.bfloat16), rows=True)

@@ -3,7 +3,15 @@
 import torch
 from torch import Tensor
 
-from .checks import cdiv, check_precision, check_same_device, check_tensor, launch_options, wrong
+from .checks import (
+    cdiv,
+    check_networks,
+    check_precision,
+    check_same_device,
+    check_tensor,
+    launch_options,
+    wrong,
+)
 from .chip import current_chip
 from .configs import FEW_INPUTS, tiles_for
 from .sine_linear import (
@@ -55,6 +63,7 @@ def launch_forward(
     saved = z if z is not None else cosine
     rows_x, rows_y, coordinates = x.shape[-2], y.shape[1], 0 if first is None else x.shape[-1]
     _check_product(x, w, first, precision)
+    check_networks(networks)
     if b is not None:
         check_tensor("b", b, (networks, outputs), FLOATS)
     check_tensor("y", y, (networks, None, outputs), FLOATS, rows=True)
@@ -122,6 +131,8 @@ def launch_slope(
     check_tensor("dy", dy, z.shape, FLOATS)
     check_tensor("dz", dz, z.shape, FLOATS, contiguous=True)
     check_same_device(dy=dy, z=z, dz=dz)
+    check_precision(precision)
+    check_networks(z.shape[0])
     if z.numel() == 0:
         return
     networks, points, outputs = z.shape
@@ -178,6 +189,7 @@ def launch_input_gradient(
             raise wrong("x and cosine", "coordinates and no cosine, with `first`", "others", "Pass x=coordinates.")
         _check_first(first, x, networks, inputs)
     check_same_device(dz=dz, w=w, dx=dx, cosine=cosine, x=x)
+    check_networks(networks)
     if dx.numel() == 0:
         return
     t = tiles or tiles_for("input_gradient", precision, max(outputs, inputs), few=_few(rows, inputs, networks))
@@ -241,6 +253,7 @@ def launch_first_gradient(
     check_tensor("db", db, (splits, networks, inputs), contiguous=True)
     _check_first(first, x, networks, inputs)
     check_same_device(dz=dz, w=w, x=x, dw=dw, db=db)
+    check_networks(networks)
     t = tiles or tiles_for("first_gradient", precision, max(outputs, inputs))
     blocks = cdiv(rows, t.points)
     if splits < blocks or stacked % max(networks, 1):
@@ -312,6 +325,7 @@ def launch_weight_gradient(
     if db is not None:
         check_tensor("db", db, (splits, networks, outputs), contiguous=True)
     check_same_device(dz=dz, x=x, dw=dw, db=db)
+    check_networks(splits * networks)
     if dw.numel() == 0:
         return
     t = tiles or tiles_for("weight_gradient", precision, max(outputs, inputs))
@@ -383,6 +397,8 @@ def _check_product(x: Tensor, w: Tensor, first: FewInputs | None, precision: str
     if x.ndim not in (2, 3):
         raise wrong("x", "shape [P, in] or [N, P, in]", list(x.shape), "See the launcher's docstring.")
     check_tensor("x", x, (networks, None, inputs if first is None else None)[3 - x.ndim :], FLOATS)
+    if x.numel() and (x.shape[-1] - 1) * x.stride(-1) >= 2**31:  # kernels count features in 32 bits
+        raise wrong("x", "its features within 2^31 elements", f"strides {x.stride()}", "Call .contiguous().")
     if first is not None:
         _check_first(first, x, networks, inputs)
 

@@ -34,7 +34,8 @@ def to_operand(x, PRECISION: tl.constexpr, TARGET: tl.constexpr):
         if TARGET == "interpreter":
             operand = _round_mantissa(x, 10)
         else:
-            operand = ((x.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
+            rounded = ((x.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
+            operand = tl.where(x == x, rounded, x)  # the GPU's NaN would become 0
     else:
         operand = x
     return operand

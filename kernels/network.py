@@ -91,7 +91,8 @@ def network_forward_kernel(
     h = to_operand(sine, PRECISION, TARGET)
     w_ptr += network * WIDTH * WIDTH
     b_ptr += network * WIDTH
-    for layer in range(hidden):
+    for index in range(hidden):
+        layer = index + network * 0  # loop counters are 32 bits, or Python's under the interpreter
         z = _hidden(
             h, w_ptr + layer * stride_w, b_ptr + layer * stride_b, units, unit_mask, WIDTH, BLOCK_P, BLOCK_H, PRECISION,
             TARGET,
@@ -109,7 +110,7 @@ def network_forward_kernel(
     tl.store(y_ptr + at, y, mask=row_mask[:, None] & column_mask[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["networks", "splits"])  # they change as networks leave a stack
 def network_step_kernel(
     x_ptr,  # [P, FIRST] by strides, shared by all networks
     first_w_ptr,  # as in the forward kernel
@@ -212,7 +213,8 @@ def network_step_kernel(
             h = to_operand(sine, PRECISION, TARGET)
             tl.store(scratch_ptr + tile_at, h)
             tl.store(scratch_ptr + tile_size + tile_at, to_operand(cosine, PRECISION, TARGET))
-            for layer in range(hidden):
+            for index in range(hidden):
+                layer = index + program * 0  # loop counters are 32 bits, or Python's under the interpreter
                 z = _hidden(
                     h, own_w + layer * stride_w, own_b + layer * stride_b, units, unit_mask, WIDTH, BLOCK_P, BLOCK_H,
                     PRECISION, TARGET,
@@ -250,7 +252,7 @@ def network_step_kernel(
             # Other threads read the scratch than wrote it.
             tl.debug_barrier()
             for step in range(hidden):
-                layer = hidden - 1 - step
+                layer = hidden - 1 - step + program * 0
                 saved = scratch_ptr + (layer + 1) * 2 * tile_size + tile_at
                 dz = dh * tl.load(saved + tile_size).to(tl.float32)
                 db_at = own_db + layer * stride_db + units

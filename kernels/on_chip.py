@@ -6,7 +6,15 @@ import torch
 import triton
 from torch import Tensor
 
-from .checks import cdiv, check_same_device, check_tensor, launch_options, wrong
+from .checks import (
+    cdiv,
+    check_networks,
+    check_precision,
+    check_same_device,
+    check_tensor,
+    launch_options,
+    wrong,
+)
 from .chip import current_chip
 from .configs import FEW_INPUTS, supports, tiles_for
 from .heads import MOST_COLUMNS
@@ -64,6 +72,8 @@ def launch_network_forward(
     Raises ValueError for tensors that do not belong together or a width the chip does not hold (see `fits_on_chip`).
     """
     networks, outputs, width = _check_weights(weights)
+    check_precision(precision)
+    check_networks(networks)
     check_tensor("x", x, (networks, None, weights.first_w.shape[2])[3 - x.ndim :])
     points = x.shape[-2]
     check_tensor("y", y, (networks, points, outputs), contiguous=True)
@@ -116,6 +126,7 @@ def launch_network_step(
     Raises ValueError for tensors that do not belong together or a width the chip does not hold (see `fits_on_chip`).
     """
     networks, outputs, width = _check_weights(weights)
+    check_precision(precision)
     splits, points = sums.shape[0], x.shape[0]
     check_tensor("x", x, (None, weights.first_w.shape[2]))
     check_tensor("values", values, (None, points, None))

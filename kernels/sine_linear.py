@@ -407,7 +407,7 @@ def first_gradient_kernel(
         tl.store(dw_ptr + at * FIRST + k, dw, mask=column_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["networks"])  # it changes as networks leave a stack
 def weight_gradient_kernel(
     dz_ptr,  # [N, rows, out], last axis contiguous
     x_ptr,  # [N, rows_x, in] by strides; with FIRST coordinates

@@ -78,6 +78,7 @@ class Pipeline:
         want_points: whether the coordinates do.
         device: a CUDA device, or the CPU under the interpreter.
         wave: rows of a wave; None takes WAVE_ELEMENTS' worth.
+        values_only: only `values` will be called.
 
     `table` describes the parameters for optim.py: [G, T] with G = N where the first layer is stacked, else 1, each
     weight and bias in turn. `copies` and `exact_copies` hold the weights as the launches read them: write them with
@@ -92,6 +93,7 @@ class Pipeline:
         want_points: bool = False,
         device: torch.device | str = "cuda",
         wave: int | None = None,
+        values_only: bool = False,
     ) -> None:
         self.network, self.points, self.wanted, self.want_points = network, points, tuple(wanted), want_points
         self.layers = len(network.widths)
@@ -121,6 +123,10 @@ class Pipeline:
             sizes = network.stacks[0], head_width, network.precision
             self.chip_splits, self.programs = step_programs(points, *sizes)
         self.fused_heads = sines > 0 and fuses(self.columns, head_width, network.precision)
+        self.values_on_chip = self._same_width() and fits_on_chip(
+            "network_forward", network.coordinates, head_width, self.columns, network.precision
+        )
+        self.values_only = values_only
         self.segments = self._segments(trained)
         self.table = _table(tuple(self.segments), self.groups, torch.device(device))
         self._allocate(device)
@@ -226,6 +232,8 @@ class Pipeline:
             size = scratch_size(self.programs, sines - 1, self.widths[0], network.precision)
             self.scratch = empty(size, dtype=operand)
             return
+        if self.values_only and self.values_on_chip:
+            return
         stored = range(1 if self.first_fused else 0, sines)
         shapes = {i: (network.stacks[i], self.rows, self.widths[i]) for i in range(sines)}
         self.h = {i: empty(*shapes[i], dtype=operand) for i in stored}
@@ -236,7 +244,8 @@ class Pipeline:
         splits = heads_splits(
             self.rows, self.head_networks, self.columns, head_width, self.head_precision, self.fused_heads
         )
-        self.sums = empty(splits, self.head_networks, self.columns)
+        # Zeros, because a last wave, or coordinates that heads read directly, may have fewer blocks of rows.
+        self.sums = torch.zeros(splits, self.head_networks, self.columns, device=device)
         self.g = None
         if not self.fused_heads:
             dtype = operand if sines else torch.float32
@@ -342,10 +351,8 @@ class Pipeline:
         y: Tensor,  # [networks, P, columns] float32, contiguous; overwritten. See `head_networks` and `columns`
     ) -> None:
         """Values of the networks, without losses: whole networks on chip where they fit, else by layers."""
-        precision = self.network.precision
-        sizes = self.network.coordinates, self._inputs(self.layers - 1), self.columns, precision
-        if self._same_width() and fits_on_chip("network_forward", *sizes):
-            launch_network_forward(points, self.weights(), y, precision=precision)
+        if self.values_on_chip:
+            launch_network_forward(points, self.weights(), y, precision=self.network.precision)
             return
         head = self.weight(self.layers - 1), self.bias(self.layers - 1)
         for start in range(0, self.points, self.rows):
@@ -369,7 +376,7 @@ class Pipeline:
                 self.h[i],
                 cosine=self.c.get(i),
                 omega=1.0,
-                first=(self.weight(0), self.bias(0)) if i == 1 and self.first_fused else None,
+                first=self._first(self.network.stacks[1]) if i == 1 and self.first_fused else None,
                 operand=True,
                 precision=self._precision(i),
             )
@@ -402,6 +409,11 @@ class Pipeline:
         if dpoints is not None and self.layers > 1:
             assert dz is not None
             launch_input_gradient(dz[:, : points.shape[0]], self.weight(0), dpoints[None], precision="fp32")
+
+    def _first(self, networks: int) -> tuple[Tensor, Tensor]:
+        """The first layer's weight and bias, shared by stride 0 where there are more networks than first layers."""
+        weight, bias = self.weight(0), self.bias(0)
+        return weight.expand(networks, -1, -1), bias.expand(networks, -1)
 
     def _dz_of(self, layer: int) -> Tensor:
         """[stack, rows, H]: buffers take turns."""
@@ -459,7 +471,7 @@ class Pipeline:
     def _weight_gradient(self, layer: int, dz: Tensor, points: Tensor, add: bool) -> None:
         if not any(self.wanted[2 * layer : 2 * layer + 2]):
             return
-        first = (self.weight(0), self.bias(0)) if layer == 1 and self.first_fused else None
+        first = self._first(self.network.stacks[1]) if layer == 1 and self.first_fused else None
         x = points if layer == 0 or first is not None else self.h[layer - 1]
         x = x[0] if x.ndim == 3 and x.shape[0] == 1 else x
         dw, db = self._gradients(layer)
@@ -471,7 +483,7 @@ class Pipeline:
             self.weight_for_gradient(1),
             points,
             *self._gradients(0),
-            first=(self.weight(0), self.bias(0)),
+            first=self._first(self.network.stacks[0]),
             add=add,
             precision=self.network.precision,
         )
@@ -484,7 +496,7 @@ class Pipeline:
             self.weight_for_gradient(layer),
             out,
             None if fused else self.c[layer - 1],
-            first=(self.weight(0), self.bias(0)) if fused else None,
+            first=self._first(self.network.stacks[0]) if fused else None,
             x=points if fused else None,
             operand=True,
             precision=self.network.precision,

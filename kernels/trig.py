@@ -7,7 +7,7 @@ the compiler's precise one takes a divergent slow path. Here the argument is fir
 - to [-pi, pi] and then the special-function unit, half the instructions: with tf32, fp16 and bf16 on NVIDIA. Error at
   most 1e-6, far below the rounding of the operands. Under the interpreter Triton's own sine stands for the unit.
 
-No branches, no table; NaN and infinity give NaN.
+No branches, no table; NaN and infinity give NaN. Beyond |x| of 1e7 the result is no sine any more, and not bounded.
 """
 
 import triton

@@ -13,6 +13,7 @@ import torch
 from strainer_fast._checks import bad_input
 from strainer_fast.kernels import cpu
 from strainer_fast.models import Architecture
+from strainer_fast.ops.dispatch import triton_version
 from strainer_fast.ops.tiled import MIN_TILE, TILE_ELEMENTS
 from strainer_fast.signals import Signal
 
@@ -32,7 +33,16 @@ def environment(
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "machine": platform.machine(),
+        **_gpu(device),
     }
+
+
+def _gpu(device: torch.device) -> dict[str, str]:
+    """What decides tiles, and so bits, on a GPU."""
+    if device.type != "cuda":
+        return {}
+    has = torch.cuda.get_device_properties(device)
+    return {"gpu": f"{has.name}, {has.multi_processor_count} processors", "triton": triton_version() or "none"}
 
 
 @contextmanager
@@ -45,6 +55,8 @@ def neutral() -> Iterator[None]:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
         yield
 
 

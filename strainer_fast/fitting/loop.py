@@ -191,6 +191,7 @@ def optimise(
 
         stepper.update()
         if guard is not None and spiked:
+            stepper.look()
             guard.roll_back(spiked, stepper.parameters, adam)
             stepper.changed()
             spiked = []

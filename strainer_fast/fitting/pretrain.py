@@ -51,7 +51,8 @@ def pretrain(
         recipe: a preset's name or a Recipe; `pretrain_steps` says how long.
         architecture: sizes of the network; the paper's by default.
         checkpoint: file to keep the state in. When it exists, the run continues from it and ends with the same bits
-            as an uninterrupted one (same machine, implementation and threads). It is left in place at the end.
+            as an uninterrupted one (same machine, implementation and threads; on a GPU without warnings of overflows
+            in fp16). It is left in place at the end.
         checkpoint_seconds: how often it is written.
         discard: begin anew, instead of raising, when the checkpoint cannot be continued because it is of another run
             or damaged.

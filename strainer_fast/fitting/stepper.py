@@ -94,8 +94,8 @@ class TritonStepper(Stepper):
 
     On a GPU the launches of a step are recorded into CUDA graphs the second time and replayed from then on. Parameters
     and optimiser state move into flat buffers that the given tensors become views of. A step whose loss or gradient is
-    not finite changes nothing; where only the gradient is (half precision overflows), `look` says so and lowers the
-    factor that gradients are scaled by inside.
+    not finite changes nothing; where only the gradient is not (half precision overflows), `look` says so and lowers the
+    factor that gradients are scaled by inside. That factor is not part of a checkpoint.
     """
 
     def __init__(
@@ -118,7 +118,8 @@ class TritonStepper(Stepper):
         device = points.device
         with on_device(points):
             self.pipeline = Pipeline(network, len(points), [True] * len(parameters), False, device)
-            self.table = Table(self.pipeline.segments, self.pipeline.groups, device)  # its scales may change: `look`
+            # Its own, because its scales may change: `look`.
+            self.pipeline.table = Table(self.pipeline.segments, self.pipeline.groups, device)
         self.flat = self._move(parameters, lambda i, view: setattr(parameters[i], "data", view))
         self.exp_avg = self._move(adam.exp_avg, lambda i, view: adam.exp_avg.__setitem__(i, view))
         self.exp_avg_sq = self._move(adam.exp_avg_sq, lambda i, view: adam.exp_avg_sq.__setitem__(i, view))
@@ -130,7 +131,7 @@ class TritonStepper(Stepper):
         self.norm, self.scale = norm.float(), scale * self.pipeline.loss_scale
         self.losses = torch.zeros(len(values), device=device)
         self._skipped_before = torch.zeros(groups, dtype=torch.int32)
-        self._evaluate, self._update = _Replayed(self._launch_gradients, device), _Replayed(self._launch_adam, device)
+        self._evaluate, self._update = _Replayed(device), _Replayed(device)
         self.changed()
 
     def _move(self, tensors: Sequence[Tensor], put: Callable[[int, Tensor], object]) -> Tensor:
@@ -146,14 +147,14 @@ class TritonStepper(Stepper):
         from strainer_fast.kernels.optim import launch_reduce
 
         self.pipeline.launch(self.points, self.values, self.scale, self.norm, self.losses, self.bad)
-        launch_reduce(self.table, self.pipeline.partials, self.gradients, self.bad)
+        launch_reduce(self.pipeline.table, self.pipeline.partials, self.gradients, self.bad)
 
     def _launch_adam(self) -> None:
         from strainer_fast.kernels.optim import launch_adam, launch_advance
 
         pipeline, recipe = self.pipeline, self.adam.recipe
         launch_adam(
-            self.table,
+            pipeline.table,
             self.flat,
             self.gradients,
             self.exp_avg,
@@ -174,13 +175,13 @@ class TritonStepper(Stepper):
     def evaluate(self, want_gradients: bool) -> Tensor:
         """Losses of the weights as they are; gradients come with them, asked for or not."""
         with torch.no_grad(), on_device(self.points):
-            self._evaluate()
+            self._evaluate(self._launch_gradients)
         return self.losses.clone()
 
     def update(self) -> None:
         """Adam's step with the gradients of the last `evaluate`."""
         with torch.no_grad(), on_device(self.points):
-            self._update()
+            self._update(self._launch_adam)
 
     def last_finite(self) -> list[Tensor]:
         """Weights of the last evaluation with a finite loss, of each network."""
@@ -192,17 +193,20 @@ class TritonStepper(Stepper):
     def look(self) -> None:
         """Step counts to the host; where gradients overflowed, a smaller scale and a warning."""
         self.adam.step.copy_(self.step.cpu().view(self.adam.step.shape))
-        skipped = self.skipped.cpu()
+        skipped = self.skipped.cpu().clone()
         overflowed = (skipped > self._skipped_before) & torch.isfinite(self.losses).view(len(skipped), -1).all(1).cpu()
         self._skipped_before = skipped
-        if overflowed.any() and self.precision == "fp16":
+        if not overflowed.any():
+            return
+        how = "They will not move until that changes: lower the learning rate."
+        if self.precision == "fp16":
             self.scale /= 16
-            self.table.scales[:, 0] *= 16
-            warnings.warn(
-                f"gradients overflowed in fp16 and {int(overflowed.sum())} networks skipped steps: continuing with a "
-                "smaller loss scale. If this comes again, use precision='tf32' or 'fp32'.",
-                stacklevel=3,
-            )
+            self.pipeline.table.scales[:, 0] *= 16
+            how = "Continuing with a smaller loss scale; if this comes again, use precision='tf32' or 'fp32'."
+        warnings.warn(
+            f"gradients overflowed in {self.precision} and {int(overflowed.sum())} networks skipped steps. {how}",
+            stacklevel=3,
+        )
 
     def changed(self) -> None:
         """Step counts, learning rates and copies of the weights from what was changed outside."""
@@ -212,7 +216,7 @@ class TritonStepper(Stepper):
         self.learning_rate.copy_((self.adam.recipe.learning_rate * self.adam.scale).view(-1))
         with on_device(self.points):
             copies = self.pipeline.copies, self.pipeline.exact_copies
-            launch_copies(self.table, self.flat, *copies, precision=self.precision)
+            launch_copies(self.pipeline.table, self.flat, *copies, precision=self.precision)
 
     def select(self, index: Tensor) -> Stepper:
         """The same for these networks only."""
@@ -223,33 +227,40 @@ class TritonStepper(Stepper):
         chosen.bad.copy_(self.bad[index])
         chosen.losses.copy_(self.losses[index])
         chosen.previous.copy_(self.previous[index])
+        chosen.scale.copy_(self.scale[index])
+        chosen.pipeline.table.scales.copy_(self.pipeline.table.scales)
         return chosen
 
 
 class _Replayed:
-    """Launches that are the same every time: run as they are first, recorded the second time, then replayed."""
+    """Launches that are the same every time: run as they are first, recorded the second time, then replayed.
 
-    def __init__(self, launches: Callable[[], None], device: torch.device) -> None:
-        self.launches, self.on_gpu = launches, device.type == "cuda"
-        self.calls = 0
+    It does not keep the launches: with a method of its owner it would keep the owner's memory alive.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.calls = device, 0
         self.graph: torch.cuda.CUDAGraph | None = None
 
-    def __call__(self) -> None:
+    def __call__(self, launches: Callable[[], None]) -> None:
         self.calls += 1
-        if self.graph is None and self.on_gpu and self.calls == 2:
-            self.graph = self._record()
+        if self.device.type == "cuda" and self.calls == 2:
+            self.graph = self._record(launches)
         if self.graph is None:
-            self.launches()
+            launches()
         else:
             self.graph.replay()
 
-    def _record(self) -> torch.cuda.CUDAGraph | None:
-        graph = torch.cuda.CUDAGraph()
+    def _record(self, launches: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        # A stream of this device: PyTorch's own for recording belongs to the first device that recorded. Other threads
+        # may go on allocating meanwhile.
+        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         try:
-            with torch.cuda.graph(graph):
-                self.launches()
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                launches()
         except RuntimeError as error:
-            self.on_gpu = False
+            torch.cuda.set_stream(before)  # which a failed recording leaves changed
             warnings.warn(f"no CUDA graph, so every step is launched kernel by kernel: {error}", stacklevel=4)
             return None
         return graph

@@ -110,6 +110,9 @@ def triton_missing(device: torch.device, dtype: torch.dtype = torch.float32) -> 
         from strainer_fast.kernels.chip import is_interpreted
 
         return None if is_interpreted() else "CPU tensors, and Triton was not loaded in interpreter mode"
+    problem = _driver_problem()
+    if problem is not None:
+        return problem
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < MINIMUM_CAPABILITY:
         have = ".".join(map(str, torch.cuda.get_device_capability(device)))
         return f"the Triton kernels need compute capability {'.'.join(map(str, MINIMUM_CAPABILITY))}, this has {have}"
@@ -119,11 +122,34 @@ def triton_missing(device: torch.device, dtype: torch.dtype = torch.float32) -> 
 @cache
 def _triton_problem() -> str | None:
     """What is wrong with the installed Triton, without importing it."""
-    if importlib.util.find_spec("triton") is None:
+    version = triton_version()
+    if version is None:
         return "Triton is not installed"
-    version = importlib.metadata.version("triton")
     if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_TRITON:
         return f"Triton {version} is too old: {'.'.join(map(str, MINIMUM_TRITON))} or newer is needed"
+    return None
+
+
+def triton_version() -> str | None:
+    """Of the installed module, whatever its distribution is called; None without one."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    for name in importlib.metadata.packages_distributions().get("triton", ()):
+        return importlib.metadata.version(name)
+    import triton
+
+    return str(triton.__version__)
+
+
+@cache
+def _driver_problem() -> str | None:
+    """Why Triton cannot launch on this machine's GPU: it compiles a piece of its driver at first use."""
+    try:
+        import triton
+
+        triton.runtime.driver.active.get_current_device()
+    except Exception as error:
+        return f"Triton cannot start its driver ({type(error).__name__}: {str(error).splitlines()[-1]})"
     return None
 
 

@@ -116,8 +116,8 @@ def siren_values(
 ) -> Tensor:  # [P, C], or [N, P, C] when stacked
     """Values of a network at points, without gradients: for rendering and measuring.
 
-    With the Triton kernels a network of up to 256 units a layer (64 in fp32) runs whole on chip: activations never
-    reach memory. Arguments and errors as in `siren_mse`.
+    With the Triton kernels a network that is not too wide (256 units in fp16 on an A100 or H100, 64 in fp32) runs whole
+    on chip: activations never reach memory. Arguments and errors as in `siren_mse`.
     """
     omegas = omega_per_layer(omega, len(weights) - 1)
     stacked = bool(weights) and weights[-1].ndim == 3

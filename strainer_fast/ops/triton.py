@@ -51,10 +51,12 @@ def sweep(
         dpoints = points.new_empty(points.shape) if want_points else None
         if point_weights is not None:
             point_weights = point_weights.expand(num_signals, num_points)
+        scale = scale * pipeline.loss_scale
+        shift = _shift(values, scale, point_weights)
         pipeline.launch(
             points,
             values,
-            scale * pipeline.loss_scale,
+            scale * shift,
             norm.to(torch.float32),
             losses,
             point_weights=point_weights,
@@ -66,9 +68,18 @@ def sweep(
             bad = torch.zeros(pipeline.groups, dtype=torch.int32, device=points.device)
             launch_reduce(pipeline.table, pipeline.partials, reduced, bad)
             each = zip(pipeline.parameters(reduced), parameters, wanted, strict=True)
-            # Copies: an operator may not return several views of one memory.
-            gradients = [g.reshape(p.shape).clone() if w else None for g, p, w in each]
-        return Swept(losses, gradients, None if dpoints is None else dpoints / pipeline.loss_scale)
+            # New tensors: an operator may not return several views of one memory.
+            gradients = [g.reshape(p.shape) / shift if w else None for g, p, w in each]
+        return Swept(losses, gradients, None if dpoints is None else dpoints / (pipeline.loss_scale * shift))
+
+
+def _shift(values: Tensor, scale: Tensor, point_weights: Tensor | None) -> Tensor:  # []
+    """The power of two by which scaled residuals become about 1, whatever values and weights are: half precision ends
+    at 65,504 and loses what is below 1e-7. On the device, because the host must not wait."""
+    largest = scale.abs() if point_weights is None else scale.abs() * point_weights.abs().amax(-1)
+    size = largest.max() * values.abs().max().clamp_min(1.0)
+    shift = torch.exp2(-torch.log2(size).round().clamp(-100, 100))
+    return torch.where(torch.isfinite(size) & (size > 0), shift, torch.ones_like(shift))
 
 
 def values(
@@ -86,7 +97,7 @@ def values(
     if len(points) == 0 or num_signals * channels == 0:
         return points.new_empty(num_signals, len(points), channels)
     with on_device(points):
-        pipeline = Pipeline(network, len(points), [False] * len(parameters), device=points.device)
+        pipeline = Pipeline(network, len(points), [False] * len(parameters), device=points.device, values_only=True)
         flat = points.new_empty(pipeline.groups, pipeline.length)
         for own, p in zip(pipeline.parameters(flat), parameters, strict=True):
             own.copy_(p)

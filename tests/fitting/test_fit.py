@@ -16,7 +16,7 @@ import torch
 
 import strainer_fast as sf
 from strainer_fast import reference
-from strainer_fast.fitting import engine, loop, stepper
+from strainer_fast.fitting import engine, stepper
 from strainer_fast.fitting.optim import Adam
 from strainer_fast.fitting.start import signal_seed
 

@@ -404,7 +404,8 @@ def test_opcheck(num_shared: int, want_points: bool, engine: str) -> None:
     parameters = [p.detach() for pair in zip(weights, biases, strict=True) for p in pair]
     wanted = [True, False, *[True] * 6]
     torch.library.opcheck(
-        _sweep, (engine, points, values, parameters, [30.0] * 3, wanted, want_points, torch.rand(2), torch.rand(10), 4, "fp32")
+        _sweep,
+        (engine, points, values, parameters, [30.0] * 3, wanted, want_points, torch.rand(2), torch.rand(10), 4, "fp32"),
     )
 
 

@@ -20,6 +20,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU of compute capability 9.0, as far as the choice can see."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(dispatch, "_driver_problem", lambda: None)
 
 
 def test_auto_takes_triton_on_a_gpu_only(gpu: None) -> None:
@@ -40,14 +41,16 @@ def test_precision_by_default(gpu: None) -> None:
     [
         ({"problem": "Triton is not installed"}, "Triton is not installed"),
         ({"problem": "Triton 3.1.0 is too old: 3.2 or newer is needed"}, "too old"),
+        ({"driver": "Triton cannot start its driver (RuntimeError: no compiler)"}, "no compiler"),
         ({"capability": (7, 5)}, r"need compute capability 8\.0, this has 7\.5"),
     ],
-    ids=["absent", "old", "chip"],
+    ids=["absent", "old", "driver", "chip"],
 )
 def test_a_gpu_without_kernels_falls_back_and_says_so_once(
     gpu: None, change: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatch, "_triton_problem", lambda: change.get("problem"))
+    monkeypatch.setattr(dispatch, "_driver_problem", lambda: change.get("driver"))
     if "capability" in change:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: change["capability"])
     dispatch._warn_once.cache_clear()
@@ -63,10 +66,16 @@ def test_a_gpu_without_kernels_falls_back_and_says_so_once(
 def test_versions_are_read_without_importing(monkeypatch: pytest.MonkeyPatch) -> None:
     for version, problem in (("3.2.0", None), ("3.10.1", None), ("4.0.0", None), ("3.1.0", "too old")):
         dispatch._triton_problem.cache_clear()
-        monkeypatch.setattr(dispatch.importlib.metadata, "version", lambda name, version=version: version)
+        monkeypatch.setattr(dispatch, "triton_version", lambda version=version: version)
         found = dispatch._triton_problem()
         assert (found is None) if problem is None else (problem in str(found))
     dispatch._triton_problem.cache_clear()
+
+
+def test_a_distribution_of_another_name_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch.importlib.metadata, "packages_distributions", lambda: {"triton": ["pytorch-triton"]})
+    monkeypatch.setattr(dispatch.importlib.metadata, "version", lambda name: {"pytorch-triton": "3.6.0+git1"}[name])
+    assert dispatch.triton_version() == "3.6.0+git1"
 
 
 def test_other_devices_and_dtypes() -> None:
@@ -110,6 +119,10 @@ def test_launchers_refuse_what_does_not_belong_together() -> None:
         (lambda: launch_forward(x, w.to("meta"), None, y, omega=1.0), "tensors: expected one device for all"),
         (lambda: launch_forward(x, w, None, y, omega=1.0, precision="fp8"), "precision: expected one of fp32, tf32"),
         (lambda: launch_input_gradient(y[:, :3], w, torch.zeros(1, 4, 8)), "dz: expected shape"),
+        (
+            lambda: launch_forward(x, w.expand(65536, -1, -1), None, y.expand(65536, -1, -1), omega=1.0),
+            "Split the stack",
+        ),
         (lambda: launch_weight_gradient(y, x, torch.zeros(2, 1, 6, 8).mT), "dw: expected a contiguous tensor"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -1,7 +1,9 @@
 """Whole steps on the Triton kernels: fits and pre-training, skipped steps, and nothing allocated or awaited."""
 
+import gc
 import math
 import warnings
+import weakref
 from collections import Counter
 from typing import Any
 
@@ -134,7 +136,7 @@ def test_a_network_that_is_not_finite_stays_where_it_was_and_its_neighbour_goes_
 def test_gradients_that_overflow_half_precision_are_said_and_mended() -> None:
     ours = stepper("triton", "fp16", signals=1)
     ours.scale *= 2.0**16  # residuals beyond 65,504, as a far too large loss scale makes them
-    ours.table.scales[:, 0] /= 2.0**16
+    ours.pipeline.table.scales[:, 0] /= 2.0**16
     before = [p.detach().clone() for p in ours.parameters]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -153,6 +155,54 @@ def test_gradients_that_overflow_half_precision_are_said_and_mended() -> None:
             ours.update()
     assert ours.adam.step.item() >= 1
     assert not all(torch.equal(a, b) for a, b in zip(before, ours.parameters, strict=True))
+
+
+def test_roll_back_keeps_the_others_count_and_is_no_overflow() -> None:
+    counts = []
+    for implementation in ("triton", "torch"):
+        ours = stepper(implementation, signals=3)
+        for _ in range(3):
+            ours.evaluate(True)
+            ours.update()
+        with torch.no_grad():
+            ours.parameters[0][1] = math.nan
+        ours.look()
+        ours.changed()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            ours.evaluate(True)
+            ours.look()
+            ours.update()
+        # What the loop does when the guard has seen a spike.
+        ours.look()
+        with torch.no_grad():
+            ours.parameters[0][1] = 0.1
+        ours.adam.restart(1)
+        ours.changed()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            ours.evaluate(True)
+            ours.update()
+            ours.look()
+        counts.append(ours.adam.step.tolist())
+    assert counts[0] == counts[1] == [5, 1, 5]
+
+
+def test_a_lowered_scale_survives_departures_and_memory_is_freed() -> None:
+    ours = stepper("triton", "fp16")
+    ours.scale /= 16
+    ours.pipeline.table.scales[:, 0] *= 16
+    ours.evaluate(True)
+    chosen = ours.select(torch.tensor([1]))
+    assert torch.equal(chosen.scale, ours.scale[1:])
+    assert torch.equal(chosen.pipeline.table.scales, ours.pipeline.table.scales)
+    gone = weakref.ref(ours.pipeline)
+    gc.disable()
+    try:
+        del ours
+        assert gone() is None  # at once, not when the collector comes: it holds a wave of activations
+    finally:
+        gc.enable()
 
 
 class Counting(TorchDispatchMode):

@@ -6,7 +6,9 @@ from torch import Tensor
 
 import strainer_fast as sf
 from strainer_fast import reference
+from strainer_fast.kernels import configs
 from strainer_fast.kernels import siren as pipeline
+from strainer_fast.kernels.tiles import Row, Tiles
 from strainer_fast.ops import batched_siren_mse, siren_mse, siren_values, strainer_mse
 from strainer_fast.ops.dispatch import PRECISIONS
 from strainer_fast.ops.one_pass import _sweep
@@ -70,6 +72,8 @@ CASES = {
     "heads": (4, 20, 2, 1, 3, 3, 100),
     "many_heads": (3, 16, 2, 1, 40, 2, 64),
     "deep_decoders": (5, 20, 2, 2, 3, 2, 100),
+    "one_shared_layer": (4, 20, 2, 1, 3, 1, 100),
+    "one_shared_layer_then_heads": (3, 20, 2, 1, 3, 1, 100),
     "independent": (4, 20, 2, 3, 4, 0, 100),
     "independent_too_wide_for_chip": (3, 160, 2, 1, 2, 0, 40),
     "one_sine_layer": (2, 33, 2, 1, 2, 1, 50),
@@ -134,6 +138,37 @@ def test_gradients_as_small_as_of_a_large_image_survive_fp16() -> None:
     got = torch.autograd.grad(total, parameters[0])
     for g, e in zip(got, truth(points, values, *parameters, torch.float64)[1:], strict=False):
         assert relative(g, e) <= 16 * UNIT["fp16"]
+
+
+@pytest.mark.parametrize("change", ["signal_weights", "values", "mask"])
+@pytest.mark.parametrize("size", [1e-8, 1e5])
+def test_half_precision_at_any_size_of_values_and_weights(change: str, size: float) -> None:
+    parameters, (points, values) = network(3, 32, 2, 1, 2, 2), data(100, 2, 2)
+    options: dict[str, Tensor] = {}
+    if change == "signal_weights":
+        options["signal_weights"] = torch.full((2,), size)
+    elif change == "mask":
+        options["point_weights"] = torch.full((100,), 1e-12).index_fill(0, torch.tensor([3]), size)
+    else:
+        values = values * size
+    results = []
+    for implementation, precision in (("triton", "fp16"), ("torch", "fp32")):
+        total, _ = strainer_mse(
+            points, values, *parameters, implementation=implementation, precision=precision, **options
+        )
+        results.append(torch.autograd.grad(total, parameters[0]))
+    for got, want in zip(*results, strict=True):
+        assert relative(got, want) <= 16 * UNIT["fp16"]
+
+
+def test_no_sine_layer_with_small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer blocks of rows than partial sums: what nobody wrote must not count."""
+    row = Row("forward", "interpreter", ("half", "tf32", "fp32"), 1 << 20, Tiles(32, 64, 64))
+    rest = [r for r in configs.TABLE if (r.kernel, r.generation) != ("forward", "interpreter")]
+    monkeypatch.setattr(configs, "TABLE", (*rest, row))
+    parameters, given = network(1, 8, 2, 3, 2, 0), data(50, 2, 2, 3)
+    for g, e in zip(ours(*given, *parameters), truth(*given, *parameters, torch.float64), strict=False):
+        assert relative(g, e) <= 1e-5
 
 
 def test_waves_change_only_the_rounding() -> None:

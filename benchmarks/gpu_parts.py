@@ -1,0 +1,378 @@
+"""What benchmarks/gpu.py measures, and by what: the clock, the truth, ways to do a step, single layers.
+
+Nothing here needs a GPU but `cuda_clock`, `cuda_record` and the peers in a CUDA graph: tests pass their own clock.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import strainer_fast as sf
+from benchmarks.cases import Case, Problem
+from benchmarks.harness import CHUNK, truth_of
+from strainer_fast import reference
+
+BOUNDS = {"fp32": 1e-4, "tf32": 16 * 2.0**-11, "fp16": 16 * 2.0**-11, "bf16": 16 * 2.0**-8}
+"""Largest relative error, by norm, against float64: 16 times what rounding an operand costs."""
+
+LEARNING_RATE, STEPS = 1e-4, 4
+"""Of the steps that are compared: a CUDA graph replays from the second on."""
+
+ROUNDS, SAMPLE, MOST_REPEATS = 20, 3e-3, 200
+"""Interleaved rounds; in each, a call repeats until it takes about SAMPLE seconds, at most so often."""
+
+Call = Callable[[], object]
+Named = dict[str, Tensor]
+Seconds = tuple[float, float, float]
+"""Median, p20, p80."""
+Clock = Callable[[Sequence[Call]], list[Seconds]]
+"""Seconds of each of some calls, measured in turn, round by round."""
+
+
+def summary(samples: Sequence[float]) -> Seconds:
+    """Median, p20 and p80."""
+    ordered = sorted(samples)
+    low, high = (ordered[round(q * (len(ordered) - 1))] for q in (0.2, 0.8))
+    return statistics.median(ordered), low, high
+
+
+def cuda_clock(calls: Sequence[Call], rounds: int = ROUNDS) -> list[Seconds]:
+    """By CUDA events, interleaved so that a change of the GPU's clocks meets every call alike."""
+
+    def elapsed(call: Call, repeats: int) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(repeats):
+            call()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) * 1e-3 / repeats
+
+    for call in calls:
+        call()
+    torch.cuda.synchronize()
+    repeats = [max(1, min(MOST_REPEATS, math.ceil(SAMPLE / max(elapsed(call, 1), 1e-6)))) for call in calls]
+    samples: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for i, call in enumerate(calls):
+            samples[i].append(elapsed(call, repeats[i]))
+    return [summary(s) for s in samples]
+
+
+def cuda_record(call: Call, repeats: int) -> Call:
+    """A CUDA graph of so many calls: starting a kernel from Python takes longer than most kernels here run."""
+    call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(repeats):
+            call()
+
+    def replay(keep: Call = call) -> None:  # its tensors have to outlive the graph
+        graph.replay()
+
+    return replay
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and by what clock; what a machine without a GPU has to replace."""
+
+    device: str = "cuda"
+    clock: Clock = cuda_clock
+    record: Callable[[Call, int], Call] = cuda_record
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+def relative(got: Tensor, want: Tensor) -> float:
+    """Error by norm; infinity for NaN and other shapes."""
+    if got.shape != want.shape:
+        return math.inf
+    error = float((got.double() - want.double()).norm() / want.double().norm().clamp_min(1e-30))
+    return error if math.isfinite(error) else math.inf
+
+
+def judge(got: Named, want: Named, precision: str) -> dict[str, Any]:
+    """The worst of all errors, where it is, and whether it is within the bound."""
+    errors = {name: relative(got[name], tensor) for name, tensor in want.items()}
+    where = max(errors, key=lambda name: errors[name])
+    error, bound = errors[where], BOUNDS[precision]
+    return {
+        "right": error <= bound,
+        "error": error if math.isfinite(error) else None,
+        "bound": bound,
+        "where": where,
+    }
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A problem's results in float64."""
+
+    first: Named  # losses and gradients of the parameters as they are
+    losses: Named  # before each of STEPS steps of Adam
+    values: Named
+
+
+def named(losses: Tensor, gradients: Sequence[Tensor]) -> Named:
+    """Losses and gradients, each with a name."""
+    return {"losses": losses, **{f"gradient {i}": g for i, g in enumerate(gradients)}}
+
+
+def problem_on(case: Case, device: str) -> Problem:
+    """A case's tensors there; parameters are leaves."""
+    problem = Problem.of(case)
+    parameters = [p.detach().to(device).requires_grad_() for p in problem.parameters]
+    return Problem(problem.points.to(device), problem.values.to(device), parameters, problem.omegas)
+
+
+def leaves(problem: Problem) -> list[Tensor]:
+    """Fresh copies of the parameters."""
+    return [p.detach().clone().requires_grad_() for p in problem.parameters]
+
+
+def truth(problem: Problem) -> Truth:
+    """By autograd and Adam in float64, a part of the points at a time."""
+    parameters = [p.detach().double() for p in problem.parameters]
+    adam = torch.optim.Adam(parameters, lr=LEARNING_RATE)
+    results = []
+    for _ in range(STEPS):
+        results.append(truth_of(replace(problem, parameters=parameters)))
+        for p, g in zip(parameters, results[-1][1], strict=True):
+            p.grad = g.clone()
+        adam.step()
+    start = [p.detach().double() for p in problem.parameters]
+    chunks = problem.points.double().split(CHUNK)
+    values = torch.cat([reference.siren(c, start[::2], start[1::2], problem.omegas) for c in chunks], dim=-2)
+    losses = {f"losses of step {k}": result[0] for k, result in enumerate(results)}
+    return Truth(named(*results[0]), losses, {"values": values})
+
+
+@contextmanager
+def matmul(precision: str) -> Iterator[None]:
+    """Within, PyTorch's own float32 products are rounded to tf32, or not."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@dataclass(frozen=True)
+class Stepping:
+    """A training step that goes on from where it is: it returns the losses [N] before the update."""
+
+    step: Callable[[], Tensor]
+    gradients: Callable[[], Sequence[Tensor]]  # those of the last step
+
+
+def triton_stepper(problem: Problem, precision: str) -> Any:
+    """The TritonStepper of fits and pre-training."""
+    from strainer_fast.fitting.optim import Adam
+    from strainer_fast.fitting.stepper import make_stepper
+
+    parameters, p = leaves(problem), problem
+    independent = parameters[0].ndim == 3
+    recipe = sf.recipe("paper", learning_rate=LEARNING_RATE, precision=precision)
+    adam = Adam(parameters, recipe, len(p.values) if independent else None)
+    how: dict[str, Any] = {"implementation": "triton", "precision": precision, "independent": independent, "keep": True}
+    return make_stepper(p.points, p.values, parameters, p.omegas, adam, **how)
+
+
+def ours(problem: Problem, precision: str) -> Stepping:
+    """Gradients and Adam by the Triton kernels, in CUDA graphs from the second step on."""
+    stepper = triton_stepper(problem, precision)
+
+    def step() -> Tensor:
+        losses: Tensor = stepper.evaluate(True)
+        stepper.update()
+        return losses
+
+    def gradients() -> list[Tensor]:
+        each = stepper.pipeline.parameters(stepper.gradients)
+        return [g.reshape(p.shape) for g, p in zip(each, stepper.parameters, strict=True)]
+
+    return Stepping(step, gradients)
+
+
+def pytorch(problem: Problem, precision: str, *, compiled: bool = False, graph: bool = False) -> Stepping:
+    """Autograd and PyTorch's fused Adam; forward and loss compiled where asked, the whole step in a CUDA graph."""
+    parameters, omegas = leaves(problem), problem.omegas
+    adam = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True, capturable=graph)
+
+    def losses_of(points: Tensor, values: Tensor, *parameters: Tensor) -> Tensor:
+        return reference.mse(reference.siren(points, parameters[::2], parameters[1::2], omegas), values)
+
+    forward = torch.compile(losses_of, fullgraph=True) if compiled else losses_of
+
+    def step() -> Tensor:
+        with matmul(precision):
+            losses = forward(problem.points, problem.values, *parameters)
+            # Contiguous: the fused kernel walks through memory, and batched products' gradients come transposed.
+            for p, g in zip(parameters, torch.autograd.grad(losses.sum(), parameters), strict=True):
+                p.grad = g.contiguous()
+            adam.step()
+        return losses.detach()
+
+    def gradients() -> list[Tensor]:
+        return [p.grad for p in parameters if p.grad is not None]
+
+    return Stepping(_captured(step, parameters, adam) if graph else step, gradients)
+
+
+def _captured(step: Callable[[], Tensor], parameters: list[Tensor], adam: torch.optim.Adam) -> Callable[[], Tensor]:
+    """The step in a CUDA graph, parameters and optimiser as they were before it was recorded."""
+    before = [p.detach().clone() for p in parameters]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        losses = step()
+    with torch.no_grad():
+        for p, old in zip(parameters, before, strict=True):
+            p.copy_(old)
+        for state in adam.state.values():
+            for tensor in state.values():
+                tensor.zero_()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return losses
+
+    return replay
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A way to do a step; `precision` is None for ours, which has all."""
+
+    name: str
+    build: Callable[[Problem, str], Stepping]
+    precision: str | None = None
+
+
+def providers(case: Case, quick: bool) -> list[Provider]:
+    """Ours first; torch.compile is left out of large cases and of --quick, for it takes half a minute each."""
+    found = [Provider("strainer_fast", ours)]
+    ways: dict[str, dict[str, bool]] = {"autograd": {}, "autograd, CUDA graph": {"graph": True}}
+    if case.suite == "step" and not quick:
+        ways |= {"torch.compile": {"compiled": True}, "torch.compile, CUDA graph": {"compiled": True, "graph": True}}
+    for name, how in ways.items():
+        for precision in ("fp32", "tf32"):
+
+            def build(problem: Problem, precision: str, how: dict[str, bool] = how) -> Stepping:
+                return pytorch(problem, precision, **how)
+
+            found.append(Provider(f"{name} + fused Adam", build, precision))
+    return found
+
+
+@dataclass(frozen=True)
+class Part:
+    """A layer's kernel alone: it overwrites `results`; the peer does as much in PyTorch's calls."""
+
+    name: str
+    launch: Call
+    results: Callable[[], Named]
+    want: Named
+    peer: Call
+
+
+def parts(precision: str, points: int, width: int, columns: int, device: str) -> list[Part]:
+    """Hidden layer forward, backward to the features and to the weights, and heads with their loss."""
+    from strainer_fast.kernels.heads import fuses, heads_splits, launch_heads_loss
+    from strainer_fast.kernels.layers import launch_forward, launch_input_gradient, launch_weight_gradient, splits_for
+    from strainer_fast.kernels.segments import DTYPES
+
+    operand, generator = DTYPES[precision], torch.Generator().manual_seed(0)
+
+    def draw(*shape: int, scale: float = 1.0, dtype: torch.dtype = operand) -> Tensor:
+        # Rounded before the truth is computed: what is judged is the kernel, not its inputs.
+        return ((torch.rand(shape, generator=generator, device="cpu") * 2 - 1) * scale).to(dtype).to(device)
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.full(shape, math.nan, dtype=dtype, device=device)
+
+    spread = math.sqrt(6 / width)
+    x, w, b = draw(points, width), draw(1, width, width, scale=spread), draw(1, width, scale=0.1, dtype=torch.float32)
+    dz, y, cosine, dx = draw(1, points, width), *(empty(1, points, width, dtype=operand) for _ in range(3))
+    # In tf32 the matrix unit reads along its reduction, so steps keep a turned copy.
+    turned = w.mT.contiguous().mT if precision == "tf32" else w
+    dw = empty(splits_for(points, width, width, 1, precision), 1, width, width)
+    db, half_b, how = empty(*dw.shape[:3]), b[0].to(operand), {"precision": precision}
+    x64, w64, dz64 = x.double(), w[0].double(), dz[0].double()
+    z64 = x64 @ w64.T + b[0].double()
+
+    def forward() -> None:
+        launch_forward(x, w, b, y, cosine=cosine, omega=1.0, operand=True, **how)
+
+    def forward_peer() -> tuple[Tensor, Tensor]:
+        with matmul(precision):
+            z = functional.linear(x, w[0], half_b)
+        return z.sin(), z.cos()
+
+    def input_gradient() -> None:
+        launch_input_gradient(dz, turned, dx, cosine, operand=True, **how)
+
+    def weight_gradient() -> None:
+        launch_weight_gradient(dz, x, dw, db, **how)
+
+    def input_peer() -> Tensor:
+        with matmul(precision):
+            return (dz[0] @ w[0]) * cosine[0]
+
+    def weight_peer() -> tuple[Tensor, Tensor]:
+        with matmul(precision):
+            return dz[0].T @ x, dz[0].sum(0)
+
+    forward()  # the backward pass reads its cosine
+    found = [
+        Part("forward", forward, lambda: {"y": y[0], "cosine": cosine[0]}, {"y": z64.sin(), "cosine": z64.cos()},
+             forward_peer),
+        Part("dX", input_gradient, lambda: {"dx": dx[0]}, {"dx": (dz64 @ w64) * cosine[0].double()}, input_peer),
+        Part("dW", weight_gradient, lambda: {"dw": dw.sum(0)[0], "db": db.sum(0)[0]},
+             {"dw": dz64.T @ x64, "db": dz64.sum(0)}, weight_peer),
+    ]  # fmt: skip
+    if not fuses(columns, width, precision):
+        return found
+
+    splits = heads_splits(points, 1, columns, width, precision)
+    v, c = draw(1, columns, width, scale=spread), draw(1, columns, scale=0.1, dtype=torch.float32)
+    values, scale = draw(columns, points, 1, dtype=torch.float32), torch.full((columns,), 2.0, device=device)
+    sums, dv, dc = empty(splits, 1, columns), empty(splits, 1, columns, width), empty(splits, 1, columns)
+    h, v64, target, half_c = x.unsqueeze(0), v[0].double(), values[..., 0].T, c[0].to(operand)
+    r64 = x64 @ v64.T + c[0].double() - target.double()
+    g64 = 2 * r64
+
+    def heads() -> None:
+        launch_heads_loss(h, v, c, values, scale, sums, cosine=cosine, dz=dx, dw=dv, db=dc, **how)
+
+    def heads_peer() -> tuple[Tensor, ...]:
+        with matmul(precision):
+            r = functional.linear(x, v[0], half_c).float() - target
+            g = (2 * r).to(operand)
+            return r.square().sum(0), (g @ v[0]) * cosine[0], g.T @ x, g.sum(0)
+
+    def heads_results() -> Named:
+        return {"sums": sums.sum(0)[0], "dz": dx[0], "dw": dv.sum(0)[0], "db": dc.sum(0)[0]}
+
+    want = {"sums": r64.square().sum(0), "dz": (g64 @ v64) * cosine[0].double(), "dw": g64.T @ x64, "db": g64.sum(0)}
+    return [*found, Part(f"{columns} heads", heads, heads_results, want, heads_peer)]
