@@ -28,8 +28,9 @@ from .mm import PRECISIONS
 from .newton_schulz import launch_newton_schulz, newton_schulz_scratch
 from .on_chip import Weights, launch_network_forward, launch_network_step, scratch_size, step_programs
 from .optim import launch_adam, launch_advance, launch_copies, launch_reduce
+from .plan import Network
 from .segments import DTYPES
-from .siren import Network, Pipeline
+from .siren import Pipeline
 from .tiles import ANY, TABLE, Row
 from .trig import launch_sincos
 

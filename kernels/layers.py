@@ -1,4 +1,4 @@
-"""Launchers of the kernels in sine_linear.py: tensors in, tensors out; nothing is allocated."""
+"""Launchers of sine_linear.py and sine_linear_backward.py: tensors in, tensors out; nothing is allocated."""
 
 import torch
 from torch import Tensor
@@ -14,12 +14,9 @@ from .checks import (
 )
 from .chip import current_chip
 from .configs import FEW_INPUTS, tiles_for
-from .sine_linear import (
-    ARGUMENT,
-    COSINE,
-    NOTHING,
+from .sine_linear import ARGUMENT, COSINE, NOTHING, forward_kernel
+from .sine_linear_backward import (
     first_gradient_kernel,
-    forward_kernel,
     input_gradient_kernel,
     slope_kernel,
     weight_gradient_kernel,

@@ -14,7 +14,7 @@ folded in, as siren.Pipeline keeps them: one stride leads from a hidden layer to
 import triton
 import triton.language as tl
 
-from .heads import residual
+from .heads_kernels import residual
 from .mm import mm, to_operand
 from .pieces import first_layer, load
 from .trig import sincos

@@ -75,7 +75,7 @@ def step_bytes(
     if implementation == "native":  # every thread has gradients of its own; a tile is smaller still
         parameters += parameters * torch.get_num_threads() // 7
     if implementation == "triton":  # a wave of points; sines and cosines of every layer, two gradients
-        from strainer_fast.kernels.siren import WAVE_ELEMENTS
+        from strainer_fast.kernels.plan import WAVE_ELEMENTS
 
         stack = 1 if shared else num_signals
         points = min(points, WAVE_ELEMENTS // (width * max(stack, 1)) + 128)

@@ -110,8 +110,9 @@ class TritonStepper(Stepper):
         keep: bool,
     ) -> None:
         super().__init__(points, values, parameters, omegas, adam, implementation, independent, keep=False)
+        from strainer_fast.kernels.plan import network_of
         from strainer_fast.kernels.segments import Table
-        from strainer_fast.kernels.siren import Pipeline, network_of
+        from strainer_fast.kernels.siren import Pipeline
 
         self.precision = implementation.partition(":")[2] or "fp32"
         network = network_of(points.shape[1], parameters, omegas, self.precision)

@@ -38,7 +38,8 @@ def sweep(
         return Swept((torch.zeros_like(norm) / norm).to(values.dtype), gradients, point_gradient)
 
     from strainer_fast.kernels.optim import launch_copies, launch_reduce
-    from strainer_fast.kernels.siren import Pipeline, network_of
+    from strainer_fast.kernels.plan import network_of
+    from strainer_fast.kernels.siren import Pipeline
 
     with on_device(points):
         network = network_of(points.shape[1], parameters, omegas, precision)
@@ -90,7 +91,8 @@ def values(
 ) -> Tensor:  # [N, P, C]; N = 1 for plain networks
     """Values of networks at points, without gradients: whole networks on chip where they fit, else layer by layer."""
     from strainer_fast.kernels.optim import launch_copies
-    from strainer_fast.kernels.siren import Pipeline, network_of
+    from strainer_fast.kernels.plan import network_of
+    from strainer_fast.kernels.siren import Pipeline
 
     network = network_of(points.shape[1], parameters, omegas, precision)
     num_signals, channels = network.stacks[-1], network.widths[-1]
@@ -111,7 +113,7 @@ def values(
 def path_of(coordinates: int, channels: int, width: int, num_layers: int, precision: str, device: torch.device) -> str:
     """How a training step of such networks runs on this device: on chip or by layers, in words."""
     from strainer_fast.kernels.on_chip import fits_on_chip
-    from strainer_fast.kernels.siren import padded
+    from strainer_fast.kernels.plan import padded
 
     with on_device(torch.empty(0, device=device)):
         whole = num_layers > 1 and fits_on_chip("network_step", coordinates, padded(width), channels, precision)

@@ -226,9 +226,9 @@ def test_a_step_allocates_nothing_and_waits_for_nothing(
     ours = stepper("triton", shared=shared)
     assert isinstance(ours, TritonStepper)
     if width > 64:
-        from strainer_fast.kernels import siren
+        from strainer_fast.kernels import plan
 
-        monkeypatch.setattr(siren, "fits_on_chip", lambda *a: False)
+        monkeypatch.setattr(plan, "fits_on_chip", lambda *a: False)
         ours = stepper("triton", shared=shared)
     assert ours.pipeline.on_chip == (width == 20)
     launched = []
@@ -243,9 +243,9 @@ def test_a_step_allocates_nothing_and_waits_for_nothing(
 
 
 def _kernels() -> list[Any]:
-    from strainer_fast.kernels import heads, network, optim, sine_linear
+    from strainer_fast.kernels import heads, layers, on_chip, optim
 
-    modules = (heads, network, optim, sine_linear)
+    modules = (heads, layers, on_chip, optim)
     return [k for m in modules for name, k in vars(m).items() if name.endswith("_kernel")]
 
 
