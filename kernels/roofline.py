@@ -58,7 +58,7 @@ SATURATES = 0.25
 LANES, SPECIAL_LANES = 128, 16
 """Instructions a clock and multiprocessor: of the vector unit, of the special-function unit."""
 
-SINE_SLOTS = {"sine": 6, "both": 7}  # range reduction and special-function unit
+SINE_SLOTS = {"sine": 7, "both": 8}  # range reduction and special-function unit
 POLYNOMIAL_SLOTS = {"sine": 12, "both": 17}
 STORE_SLOTS = 6
 """Per element of a result: bias, rounding, address, store."""

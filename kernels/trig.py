@@ -23,9 +23,10 @@ _PI_C = tl.constexpr(1.5099067240953445e-07)
 _PI_D = tl.constexpr(5.126688353354614e-12)
 _INV_PI = tl.constexpr(0.3183098861837907)
 
-# 2 pi in two pieces: with fused multiply-adds the error left is n times 6e-15.
-_TWO_PI_A = tl.constexpr(6.2831854820251465)
-_TWO_PI_B = tl.constexpr(-1.7484555314695172e-07)
+# The same of 2 pi; what the last piece leaves is n times 2e-13.
+_TWO_PI_A = tl.constexpr(6.28125)
+_TWO_PI_B = tl.constexpr(0.0019350051879882812)
+_TWO_PI_C = tl.constexpr(3.0199141567600891e-07)
 _INV_TWO_PI = tl.constexpr(0.15915494309189535)
 
 # Added and taken away again it rounds to a whole number, without the slow conversion unit.
@@ -66,7 +67,7 @@ def _polynomial(x):
 @triton.jit
 def _special_function_unit(x, TARGET: tl.constexpr):
     n = tl.fma(x, _INV_TWO_PI, _WHOLE) - _WHOLE
-    r = tl.fma(n, -_TWO_PI_B, tl.fma(n, -_TWO_PI_A, x))
+    r = tl.fma(n, -_TWO_PI_C, tl.fma(n, -_TWO_PI_B, tl.fma(n, -_TWO_PI_A, x)))
     if TARGET == "cuda":
         sine = tl.inline_asm_elementwise("sin.approx.f32 $0, $1;", "=f,f", [r], dtype=tl.float32, is_pure=True, pack=1)
         cosine = tl.inline_asm_elementwise(

@@ -85,8 +85,8 @@ def assert_close(ours: dict[str, Tensor], exact: dict[str, Tensor], precision: s
 
 
 SIZES = {
-    "width": [(2, 17, n, n) for n in (1, 3, 16, 33, 64, 100, 178)],
-    "points": [(1, n, 33, 20) for n in (0, 1, 17, 127, 128, 129)],
+    "width": [(2, 17, n, n) for n in (1, 3, 16, 33, 64, 100, 178, 256, 512)],
+    "points": [(1, n, 33, 20) for n in (0, 1, 17, 127, 128, 129, 255, 256, 257, 1000)],
     "inputs": [(2, 40, n, 20) for n in (1, 2, 3, 4, 5)],
     "networks": [(n, 20, 8, 8) for n in (1, 5)],
 }
