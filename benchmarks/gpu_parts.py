@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.py measures, and by what: the clock, the truth, ways to do a step, single layers.
+"""What benchmarks/gpu.py measures steps by: the clock, the truth, what is equal, ways to do a step.
 
 Nothing here needs a GPU but `cuda_clock`, `cuda_record` and the peers in a CUDA graph: tests pass their own clock.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 import strainer_fast as sf
 from benchmarks.cases import Case, Problem
@@ -22,7 +22,7 @@ from benchmarks.harness import CHUNK, truth_of
 from strainer_fast import reference
 
 BOUNDS = {"fp32": 1e-4, "tf32": 16 * 2.0**-11, "fp16": 16 * 2.0**-11, "bf16": 16 * 2.0**-8}
-"""Largest relative error, by norm, against float64: 16 times what rounding an operand costs."""
+"""Largest relative error, by norm, against float64; of those that round, 16 times what rounding an operand costs."""
 
 LEARNING_RATE, STEPS = 1e-4, 4
 """Of the steps that are compared: a CUDA graph replays from the second on."""
@@ -30,7 +30,12 @@ LEARNING_RATE, STEPS = 1e-4, 4
 ROUNDS, SAMPLE, MOST_REPEATS = 20, 3e-3, 200
 """Interleaved rounds; in each, a call repeats until it takes about SAMPLE seconds, at most so often."""
 
+GRAPHED = 20
+"""Launches of one kernel in a CUDA graph, when it is timed on its own."""
+
 Call = Callable[[], object]
+Row = dict[str, Any]
+Rows = list[Row]
 Named = dict[str, Tensor]
 Seconds = tuple[float, float, float]
 """Median, p20, p80."""
@@ -91,10 +96,41 @@ class Bench:
     clock: Clock = cuda_clock
     record: Callable[[Call, int], Call] = cuda_record
 
-    def wait(self) -> None:
-        """Until the device has done what it was given."""
-        if self.device == "cuda":
-            torch.cuda.synchronize()
+    def peak(self, run: Callable[[], Row]) -> Row:
+        """What `run` gives, and the most memory it took above what was there, in MB."""
+        if self.device != "cuda":
+            return run()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        return run() | {"peak_mb": (torch.cuda.max_memory_allocated() - before) / 1e6}
+
+
+def attempt(run: Callable[[], Row]) -> Row:
+    """What `run` gives and how long it took, compiling included; for whatever fails, a row that says so."""
+    begin = time.perf_counter()
+    try:
+        found = run()
+    except Exception as error:  # the other rows are worth having whatever it is
+        first = (str(error).strip().splitlines() or [""])[0]
+        return {"right": False, "refused": f"cannot run: {type(error).__name__}: {first}"}
+    found["first_s"] = time.perf_counter() - begin
+    if found.get("right", True):
+        return found
+    found["refused"] = f"{found['where']} off by {found['error']:.1e}, bound {found['bound']:.1e}"
+    if not math.isfinite(found["error"]):  # which JSON has no word for
+        found["error"] = None
+    return found
+
+
+def timed(rows: Rows, calls: Sequence[Callable[[], object]], bench: Bench, share: int = 1) -> None:
+    """Measure calls in turn and put milliseconds into their rows; or why it could not be done."""
+    found = attempt(lambda: {"seconds": bench.clock(calls)})
+    if "refused" in found:
+        for row in rows:
+            row.update(found)
+        return
+    for row, seconds in zip(rows, found["seconds"], strict=True):
+        row.update(zip(("median_ms", "p20_ms", "p80_ms"), (1e3 * s / share for s in seconds), strict=True))
 
 
 def relative(got: Tensor, want: Tensor) -> float:
@@ -105,17 +141,12 @@ def relative(got: Tensor, want: Tensor) -> float:
     return error if math.isfinite(error) else math.inf
 
 
-def judge(got: Named, want: Named, precision: str) -> dict[str, Any]:
+def judge(got: Named, want: Named, precision: str) -> Row:
     """The worst of all errors, where it is, and whether it is within the bound."""
     errors = {name: relative(got[name], tensor) for name, tensor in want.items()}
     where = max(errors, key=lambda name: errors[name])
     error, bound = errors[where], BOUNDS[precision]
-    return {
-        "right": error <= bound,
-        "error": error if math.isfinite(error) else None,
-        "bound": bound,
-        "where": where,
-    }
+    return {"right": error <= bound, "error": error, "bound": bound, "where": where}
 
 
 @dataclass(frozen=True)
@@ -283,96 +314,3 @@ def providers(case: Case, quick: bool) -> list[Provider]:
 
             found.append(Provider(f"{name} + fused Adam", build, precision))
     return found
-
-
-@dataclass(frozen=True)
-class Part:
-    """A layer's kernel alone: it overwrites `results`; the peer does as much in PyTorch's calls."""
-
-    name: str
-    launch: Call
-    results: Callable[[], Named]
-    want: Named
-    peer: Call
-
-
-def parts(precision: str, points: int, width: int, columns: int, device: str) -> list[Part]:
-    """Hidden layer forward, backward to the features and to the weights, and heads with their loss."""
-    from strainer_fast.kernels.heads import fuses, heads_splits, launch_heads_loss
-    from strainer_fast.kernels.layers import launch_forward, launch_input_gradient, launch_weight_gradient, splits_for
-    from strainer_fast.kernels.segments import DTYPES
-
-    operand, generator = DTYPES[precision], torch.Generator().manual_seed(0)
-
-    def draw(*shape: int, scale: float = 1.0, dtype: torch.dtype = operand) -> Tensor:
-        # Rounded before the truth is computed: what is judged is the kernel, not its inputs.
-        return ((torch.rand(shape, generator=generator, device="cpu") * 2 - 1) * scale).to(dtype).to(device)
-
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.full(shape, math.nan, dtype=dtype, device=device)
-
-    spread = math.sqrt(6 / width)
-    x, w, b = draw(points, width), draw(1, width, width, scale=spread), draw(1, width, scale=0.1, dtype=torch.float32)
-    dz, y, cosine, dx = draw(1, points, width), *(empty(1, points, width, dtype=operand) for _ in range(3))
-    # In tf32 the matrix unit reads along its reduction, so steps keep a turned copy.
-    turned = w.mT.contiguous().mT if precision == "tf32" else w
-    dw = empty(splits_for(points, width, width, 1, precision), 1, width, width)
-    db, half_b, how = empty(*dw.shape[:3]), b[0].to(operand), {"precision": precision}
-    x64, w64, dz64 = x.double(), w[0].double(), dz[0].double()
-    z64 = x64 @ w64.T + b[0].double()
-
-    def forward() -> None:
-        launch_forward(x, w, b, y, cosine=cosine, omega=1.0, operand=True, **how)
-
-    def forward_peer() -> tuple[Tensor, Tensor]:
-        with matmul(precision):
-            z = functional.linear(x, w[0], half_b)
-        return z.sin(), z.cos()
-
-    def input_gradient() -> None:
-        launch_input_gradient(dz, turned, dx, cosine, operand=True, **how)
-
-    def weight_gradient() -> None:
-        launch_weight_gradient(dz, x, dw, db, **how)
-
-    def input_peer() -> Tensor:
-        with matmul(precision):
-            return (dz[0] @ w[0]) * cosine[0]
-
-    def weight_peer() -> tuple[Tensor, Tensor]:
-        with matmul(precision):
-            return dz[0].T @ x, dz[0].sum(0)
-
-    forward()  # the backward pass reads its cosine
-    found = [
-        Part("forward", forward, lambda: {"y": y[0], "cosine": cosine[0]}, {"y": z64.sin(), "cosine": z64.cos()},
-             forward_peer),
-        Part("dX", input_gradient, lambda: {"dx": dx[0]}, {"dx": (dz64 @ w64) * cosine[0].double()}, input_peer),
-        Part("dW", weight_gradient, lambda: {"dw": dw.sum(0)[0], "db": db.sum(0)[0]},
-             {"dw": dz64.T @ x64, "db": dz64.sum(0)}, weight_peer),
-    ]  # fmt: skip
-    if not fuses(columns, width, precision):
-        return found
-
-    splits = heads_splits(points, 1, columns, width, precision)
-    v, c = draw(1, columns, width, scale=spread), draw(1, columns, scale=0.1, dtype=torch.float32)
-    values, scale = draw(columns, points, 1, dtype=torch.float32), torch.full((columns,), 2.0, device=device)
-    sums, dv, dc = empty(splits, 1, columns), empty(splits, 1, columns, width), empty(splits, 1, columns)
-    h, v64, target, half_c = x.unsqueeze(0), v[0].double(), values[..., 0].T, c[0].to(operand)
-    r64 = x64 @ v64.T + c[0].double() - target.double()
-    g64 = 2 * r64
-
-    def heads() -> None:
-        launch_heads_loss(h, v, c, values, scale, sums, cosine=cosine, dz=dx, dw=dv, db=dc, **how)
-
-    def heads_peer() -> tuple[Tensor, ...]:
-        with matmul(precision):
-            r = functional.linear(x, v[0], half_c).float() - target
-            g = (2 * r).to(operand)
-            return r.square().sum(0), (g @ v[0]) * cosine[0], g.T @ x, g.sum(0)
-
-    def heads_results() -> Named:
-        return {"sums": sums.sum(0)[0], "dz": dx[0], "dw": dv.sum(0)[0], "db": dc.sum(0)[0]}
-
-    want = {"sums": r64.square().sum(0), "dz": (g64 @ v64) * cosine[0].double(), "dw": g64.T @ x64, "db": g64.sum(0)}
-    return [*found, Part(f"{columns} heads", heads, heads_results, want, heads_peer)]
