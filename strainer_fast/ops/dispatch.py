@@ -158,6 +158,9 @@ def _warn_once(message: str) -> None:
     warnings.warn(message, stacklevel=4)
 
 
+# torch.compile cannot trace the look at installed packages; the answer is a constant of the graph.
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
 _FIX = "Install strainer_fast where g++ or clang++ works, or use 'auto'."
 
 

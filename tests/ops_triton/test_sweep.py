@@ -262,6 +262,22 @@ def test_opcheck(num_shared: int) -> None:
     torch.library.opcheck(_sweep, arguments)
 
 
+# PyTorch's tracer instantiates the Function and warns about itself.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("implementation", ["triton", "auto"])
+def test_compiles_without_a_break(implementation: str) -> None:
+    weights, biases = network(3, 8, 2, 1, 1, None)
+    points, values = data(20)
+
+    def loss() -> Tensor:
+        return siren_mse(points, values[0], weights, biases, implementation=implementation)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for got, want in zip(*(torch.autograd.grad(f(), weights) for f in (compiled, loss)), strict=True):
+        torch.testing.assert_close(got, want)
+
+
 def test_no_points_and_twice_differentiated() -> None:
     weights, biases = network(3, 8, 2, 1, 1, None)
     loss = siren_mse(torch.zeros(0, 2), torch.zeros(0, 1), weights, biases, implementation="triton")
