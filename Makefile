@@ -8,7 +8,7 @@ ENGINE := $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h kernels/cpu/*.inl)
 # Compilers of other packages warn about themselves, which is not for us to judge.
 BENCH := mkdir -p benchmarks/results && $(PYTEST) benchmarks -W ignore --benchmark-columns=median,rounds
 
-.PHONY: demo test test-main test-interpreter test-aot test-sanitized test-oldest aot tune bench-gpu check check-long lint bench bench-quick keep-bench readme-table dev clean
+.PHONY: demo test test-main test-interpreter test-aot test-sanitized test-oldest test-gpu aot tune bench-gpu check check-long lint bench bench-quick keep-bench readme-table dev clean
 
 demo: $(STAMP)
 	$(BIN)/strainer-fast demo --out demo
@@ -17,7 +17,7 @@ test: test-main test-interpreter test-aot
 
 # What runs kernels or compiles them has processes of its own: Triton decides once whether it interprets.
 INTERPRETED := tests/kernels tests/ops_triton
-MAIN := $(addprefix --ignore=,$(INTERPRETED) tests/aot)
+MAIN := $(addprefix --ignore=,$(INTERPRETED) tests/aot tests/gpu)
 
 test-main: $(STAMP)
 	$(PYTEST) -m "not long" $(MAIN)
@@ -75,6 +75,9 @@ tune: $(STAMP)
 
 bench-gpu: $(STAMP)
 	$(BIN)/python -m benchmarks.gpu
+
+test-gpu: $(STAMP)
+	$(PYTEST) -m gpu tests/gpu
 
 # The kernels on the oldest Triton that is supported (its interpreter needs an older numpy).
 test-oldest: $(STAMP)
