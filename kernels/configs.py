@@ -60,10 +60,10 @@ def tiles_for(
     return min(fits, key=lambda r: (r.width, not r.few, r.tiles.outputs if kernel == "heads" else 0)).tiles
 
 
-def supports(kernel: str, precision: str, width: int, chip: Chip | None = None) -> bool:
+def supports(kernel: str, precision: str, width: int, *, columns: int = 0, chip: Chip | None = None) -> bool:
     """Whether the table has tiles for this."""
     try:
-        tiles_for(kernel, precision, width, chip=chip)
+        tiles_for(kernel, precision, width, columns=columns, chip=chip)
     except ValueError:
         return False
     return True

@@ -27,7 +27,7 @@ from .checks import (
     wrong,
 )
 from .chip import current_chip
-from .configs import tiles_for
+from .configs import supports, tiles_for
 from .heads_kernels import heads_kernel, losses_kernel, residual_kernel
 from .tiles import Tiles
 
@@ -45,11 +45,7 @@ def heads_splits(rows: int, networks: int, columns: int, width: int, precision: 
 
 def fuses(columns: int, width: int, precision: str) -> bool:
     """Whether one kernel does loss and gradients, or residuals go through memory."""
-    try:
-        tiles_for("heads", precision, width, columns=columns)
-    except ValueError:
-        return False
-    return columns <= MOST_COLUMNS
+    return supports("heads", precision, width, columns=columns)
 
 
 def launch_heads_loss(

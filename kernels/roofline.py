@@ -1,6 +1,6 @@
 """A model of how long a training step takes on a GPU: its real launches, counted, against stated ceilings.
 
-Nothing here is measured. It says what bounds each kernel and what a change of design could win; `make bench` on a GPU
+Nothing here is measured. It says what bounds each kernel and what a change of design could win; `make bench-gpu`
 says what is true. Launches come from capture.py, so shapes, tiles and their number are those of the real step.
 
     python -m strainer_fast.kernels.roofline --chip sm_90 --precision fp16 [--points 31684]

@@ -45,6 +45,7 @@ class Pipeline(Plan):
         device: a CUDA device, or the CPU under the interpreter.
         wave: rows of a wave; None takes WAVE_ELEMENTS' worth.
         values_only: only `values` will be called.
+        own_table: for callers that change the table's scales; equal pipelines share one otherwise.
 
     `table` describes the parameters for optim.py: [G, T] with G = N where the first layer is stacked, else 1, each
     weight and bias in turn. `copies` and `exact_copies` hold the weights as the launches read them: write them with
@@ -60,9 +61,11 @@ class Pipeline(Plan):
         device: torch.device | str = "cuda",
         wave: int | None = None,
         values_only: bool = False,
+        own_table: bool = False,
     ) -> None:
         super().__init__(network, points, wanted, want_points, wave, values_only)
-        self.table = _table(tuple(self.segments), self.groups, torch.device(device))
+        make = Table if own_table else _table
+        self.table = make(tuple(self.segments), self.groups, torch.device(device))
         self._allocate(device)
 
     def _allocate(self, device: torch.device | str) -> None:
@@ -93,7 +96,7 @@ class Pipeline(Plan):
         splits = heads_splits(
             self.rows, self.head_networks, self.columns, head_width, self.head_precision, self.fused_heads
         )
-        # Zeros, because a last wave, or coordinates that heads read directly, may have fewer blocks of rows.
+        # Zeros, because coordinates that heads read directly may have fewer blocks of rows.
         self.sums = torch.zeros(splits, self.head_networks, self.columns, device=device)
         self.g = None
         if not self.fused_heads:

@@ -92,7 +92,7 @@ TABLE: tuple[Row, ...] = (
     *_rows("heads", HALF, "ampere ada", (256, Tiles(16, 32, 256, 8, 1))),
     *_rows("heads", HALF, "hopper", (128, Tiles(64, 16, 128, 8, 1)), (256, Tiles(64, 16, 256, 8, 2)),
            (256, Tiles(32, 32, 256, 8, 1))),
-    *_rows("heads", TF32, NVIDIA, (32, Tiles(64, 32, 32, 4, 1)), (64, Tiles(32, 32, 64, 4, 1)),
+    *_rows("heads", TF32, NVIDIA, (32, Tiles(32, 32, 32, 4, 1)), (64, Tiles(32, 32, 64, 4, 1)),
            (128, Tiles(16, 32, 128, 8, 1))),
     *_rows("heads", TF32, "hopper", (256, Tiles(32, 16, 256, 8, 1)), (256, Tiles(16, 32, 256, 8, 1))),
     *_rows("heads", FP32, NVIDIA, (32, Tiles(32, 32, 32, 4, 2)), (64, Tiles(16, 32, 64, 4, 1)),

@@ -21,7 +21,7 @@ class Stepper:
         points: [P, in]. values: [N, P, C].
         parameters: leaves, updated in place; weight and bias of each layer, stacked [N, ...] where independent.
         adam: optimiser state of these parameters.
-        implementation: what computes; see `make_stepper`.
+        implementation, precision: what computes; see `make_stepper`.
         independent: whether a signal whose loss is not finite concerns itself only.
         keep: whether to keep the last weights with a finite loss; else `last_finite` is the weights as they are.
     """
@@ -34,11 +34,13 @@ class Stepper:
         omegas: Sequence[float],
         adam: Adam,
         implementation: str,
+        precision: str,
         independent: bool,
         keep: bool,
     ) -> None:
         self.points, self.values, self.parameters, self.omegas, self.adam = points, values, parameters, omegas, adam
-        self.implementation, self.independent, self.keep = implementation, independent, keep
+        self.implementation, self.precision = implementation, precision
+        self.independent, self.keep = independent, keep
         self._gradients: list[Tensor] = []
         self._kept = [p.detach().clone() for p in parameters] if keep else []
         self._alive = torch.ones(len(values) if independent else (), dtype=torch.bool, device=values.device)
@@ -79,6 +81,7 @@ class Stepper:
             self.omegas,
             self.adam,
             self.implementation,
+            self.precision,
             self.independent,
             self.keep,
         )
@@ -106,21 +109,19 @@ class TritonStepper(Stepper):
         omegas: Sequence[float],
         adam: Adam,
         implementation: str,
+        precision: str,
         independent: bool,
         keep: bool,
     ) -> None:
-        super().__init__(points, values, parameters, omegas, adam, implementation, independent, keep=False)
+        super().__init__(points, values, parameters, omegas, adam, implementation, precision, independent, keep=False)
         from strainer_fast.kernels.plan import network_of
-        from strainer_fast.kernels.segments import Table
         from strainer_fast.kernels.siren import Pipeline
 
-        self.precision = implementation.partition(":")[2] or "fp32"
-        network = network_of(points.shape[1], parameters, omegas, self.precision)
+        network = network_of(points.shape[1], parameters, omegas, precision)
         device = points.device
         with on_device(points):
-            self.pipeline = Pipeline(network, len(points), [True] * len(parameters), False, device)
-            # Its own, because its scales may change: `look`.
-            self.pipeline.table = Table(self.pipeline.segments, self.pipeline.groups, device)
+            # A table of its own, because its scales may change: `look`.
+            self.pipeline = Pipeline(network, len(points), [True] * len(parameters), device=device, own_table=True)
         self.flat = self._move(parameters, lambda i, view: setattr(parameters[i], "data", view))
         self.exp_avg = self._move(adam.exp_avg, lambda i, view: adam.exp_avg.__setitem__(i, view))
         self.exp_avg_sq = self._move(adam.exp_avg_sq, lambda i, view: adam.exp_avg_sq.__setitem__(i, view))
@@ -280,7 +281,5 @@ def make_stepper(
     keep: bool,
 ) -> Stepper:
     """What runs steps by an implementation of `ops.dispatch.IMPLEMENTATIONS`; arguments as of Stepper."""
-    arguments = points, values, parameters, omegas, adam
-    if implementation == "triton":
-        return TritonStepper(*arguments, f"triton:{precision}", independent, keep)
-    return Stepper(*arguments, implementation, independent, keep)
+    kind = TritonStepper if implementation == "triton" else Stepper
+    return kind(points, values, parameters, omegas, adam, implementation, precision, independent, keep)

@@ -130,6 +130,7 @@ def _triton_problem() -> str | None:
     return None
 
 
+@cache
 def triton_version() -> str | None:
     """Of the installed module, whatever its distribution is called; None without one."""
     if importlib.util.find_spec("triton") is None:

@@ -134,8 +134,8 @@ def test_choice_by_width_chip_and_few_points() -> None:
     assert configs.tiles_for("forward", "fp16", 256, few=True, chip=hopper).points == 64
     assert configs.tiles_for("heads", "fp16", 256, columns=3, chip=hopper).outputs == 16
     assert configs.tiles_for("heads", "fp16", 256, columns=17, chip=hopper).outputs == 32
-    assert configs.supports("network_forward", "fp16", 256, hopper)
-    assert not configs.supports("network_forward", "fp32", 256, hopper)
+    assert configs.supports("network_forward", "fp16", 256, chip=hopper)
+    assert not configs.supports("network_forward", "fp32", 256, chip=hopper)
     with pytest.raises(ValueError, match=r"network_step: expected a width of at most 32 in fp32 on sm_90, got 64"):
         configs.tiles_for("network_step", "fp32", 64, chip=hopper)
 
