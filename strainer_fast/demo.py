@@ -1,4 +1,4 @@
-"""The demo: STRAINER against a random SIREN on brain scans of another person, in numbers and one picture."""
+"""The demo: a random SIREN, STRAINER and recipe `fast` on brain scans of another person, in numbers and a picture."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from strainer_fast.models import Encoder
 from strainer_fast.signals import Signal, samples
 
 SIZE = 72
-PRETRAIN_STEPS = 600
+PRETRAIN_STEPS, FAST_PRETRAIN_STEPS = 600, 200
 STEPS = 150
 """Small enough for five minutes on two CPU cores; the paper has 178x178, 5000 and 2000."""
 
@@ -28,8 +28,8 @@ TABLE_STEPS = (0, 10, 25, 50, 100, 150)
 PICTURE_STEPS = (10, 25, 50, 150)
 TARGETS = (30, 35, 40)
 
-METHODS = ("SIREN", "STRAINER", "STRAINER + least squares")
-"""Random SIREN; the paper's STRAINER; the same encoder with a least-squares decoder."""
+METHODS = ("SIREN", "STRAINER", "fast")
+"""Random SIREN and the paper's STRAINER, both with Adam; recipe `fast` from an encoder of its own."""
 COLOURS = ("#777777", "#1f77b4", "#d62728")
 
 
@@ -37,7 +37,7 @@ COLOURS = ("#777777", "#1f77b4", "#d62728")
 class DemoResult:
     """Everything the table and the picture show, all from one run."""
 
-    encoder: Encoder
+    encoders: dict[str, Encoder]  # by recipe
     test: list[Signal]
     results: dict[str, list[FitResult]] = field(default_factory=dict)  # one per test image
     snapshots: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # first test image, [H, W, C]
@@ -60,10 +60,10 @@ class DemoResult:
         times = {m: {t: self.seconds_to(m, t) for t in TARGETS} for m in METHODS}
         return {
             "size": SIZE,
-            "pretrain_steps": PRETRAIN_STEPS,
+            "pretrain_steps": {name: e.record["steps"] for name, e in self.encoders.items()},
             "steps": STEPS,
             "test_images": [s.name for s in self.test],
-            "pretrain_seconds": self.encoder.record["seconds"],
+            "pretrain_seconds": {name: e.record["seconds"] for name, e in self.encoders.items()},
             "psnr": {m: {str(k): self.mean_psnr(m, k) for k in TABLE_STEPS} for m in METHODS},
             "seconds_to": {
                 m: {str(t): {"median": s if n else None, "reached": n} for t, (s, n) in times[m].items()}
@@ -89,24 +89,37 @@ Update = Callable[[int, str], None]
 """update(steps done, note)"""
 
 
-def learn(seed: int, implementation: str, device: str, update: Update) -> Encoder:
-    """Pre-train on the ten sample scans."""
-    return pretrain(
-        samples("brain-mri", "train", size=SIZE),
-        recipe("paper", pretrain_steps=PRETRAIN_STEPS, seed=seed),
-        implementation=implementation,
-        device=device,
-        on_check=lambda p: update(p.step, f"{min(p.psnr):.1f} to {max(p.psnr):.1f} dB"),
-    )
+def learn(seed: int, implementation: str, device: str, update: Update) -> dict[str, Encoder]:
+    """Pre-train on the ten sample scans, as the paper does and as `fast` does."""
+    encoders = {}
+    for name, steps, before in (("paper", PRETRAIN_STEPS, 0), ("fast", FAST_PRETRAIN_STEPS, PRETRAIN_STEPS)):
+
+        def look(progress: Progress, name: str = name, before: int = before) -> None:
+            note = f"{name}: {min(progress.psnr):.1f} to {max(progress.psnr):.1f} dB"
+            update(before + progress.step, note)
+
+        encoders[name] = pretrain(
+            samples("brain-mri", "train", size=SIZE),
+            recipe(name, pretrain_steps=steps, seed=seed),
+            implementation=implementation,
+            device=device,
+            on_check=look,
+        )
+    return encoders
 
 
-def compare(encoder: Encoder, seed: int, implementation: str, device: str, update: Update) -> DemoResult:
+def compare(encoders: dict[str, Encoder], seed: int, implementation: str, device: str, update: Update) -> DemoResult:
     """Fit four scans of another person, three ways each."""
     everything = samples("brain-mri", "test", size=SIZE)
-    demo = DemoResult(encoder, [everything[i] for i in TEST_IMAGES], {m: [] for m in METHODS})
+    demo = DemoResult(encoders, [everything[i] for i in TEST_IMAGES], {m: [] for m in METHODS})
+    ways: dict[str, tuple[Encoder | str, str]] = {
+        "SIREN": ("siren", "paper"),
+        "STRAINER": (encoders["paper"], "paper"),
+        "fast": (encoders["fast"], "fast"),
+    }
     for i, signal in enumerate(demo.test):
         # One image after another, the methods in turn: a busy machine then hurts all three alike.
-        for m, method in enumerate(METHODS):
+        for m, (method, (init, preset)) in enumerate(ways.items()):
 
             def look(progress: Progress, i: int = i, m: int = m, method: str = method) -> None:
                 done = (i * len(METHODS) + m) * STEPS + progress.step
@@ -116,14 +129,8 @@ def compare(encoder: Encoder, seed: int, implementation: str, device: str, updat
 
             result = fit(
                 signal,
-                "siren" if method == "SIREN" else encoder,
-                recipe(
-                    "paper",
-                    steps=STEPS,
-                    check_every=1,
-                    seed=seed,
-                    start="least_squares" if method.endswith("squares") else "random",
-                ),
+                init,
+                recipe(preset, steps=STEPS, check_every=1, seed=seed),
                 implementation=implementation,
                 device=device,
                 on_check=look,

@@ -14,6 +14,7 @@ from strainer_fast.cli.doctor import doctor
 from strainer_fast.cli.fit import fit
 from strainer_fast.cli.inspect import inspect
 from strainer_fast.cli.pretrain import pretrain
+from strainer_fast.cli.recipes import recipes
 from strainer_fast.cli.render import render
 
 app = typer.Typer(
@@ -24,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, pretrain, fit, render, inspect, doctor):
+for verb in (demo, pretrain, fit, recipes, render, inspect, doctor):
     app.command()(verb)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +22,15 @@ Images = Annotated[
     list[str],
     typer.Argument(help="Image files and folders, or samples:brain-mri/train (test, all), samples:photos/..."),
 ]
-RecipeName = Annotated[str, typer.Option("--recipe", help="Preset that says how to optimise.")]
+OptionalImages = Annotated[
+    list[str] | None,
+    typer.Argument(help="Image files and folders, or samples:brain-mri/train (test, all), samples:photos/..."),
+]
+RecipeName = Annotated[str, typer.Option("--recipe", help="How to optimise; see `strainer-fast recipes`.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="FIELD=VALUE of the recipe, for example --set learning_rate=1e-3. Repeatable."),
+]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps; the recipe's by default.")]
 Seed = Annotated[int, typer.Option(help="Of the random numbers.")]
 Size = Annotated[str | None, typer.Option(help="Resize to HxW (or N for NxN); images keep their size without it.")]
@@ -118,9 +127,21 @@ def read_signals(
     return signals, skipped
 
 
-def make_recipe(name: str, **changes: Any) -> Recipe:
-    """The preset with the options that were given."""
-    return recipe(name, **{field: value for field, value in changes.items() if value is not None})
+def make_recipe(name: str, fields: list[str] | None = None, **changes: Any) -> Recipe:
+    """The preset with the options that were given; `fields` as of --set, which the others overrule."""
+    given = dict(_parse_field(text) for text in fields or ())
+    return recipe(name, **given | {field: value for field, value in changes.items() if value is not None})
+
+
+def _parse_field(text: str) -> tuple[str, Any]:
+    """ "FIELD=VALUE": VALUE is a number, true, false, null, [..], or else a word."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise bad_input("--set", "FIELD=VALUE", repr(text), "For example --set freeze=2.")
+    try:
+        return name.strip(), json.loads(value)
+    except json.JSONDecodeError:
+        return name.strip(), value.strip()
 
 
 def set_up(threads: int | None, implementation: str, device: str) -> str:

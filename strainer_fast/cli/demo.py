@@ -31,29 +31,31 @@ def demo(
     running_on = opt.set_up(threads, implementation, device)
     check_writable(out, 2**23)
     begin = time.perf_counter()
+    steps = work.PRETRAIN_STEPS + work.FAST_PRETRAIN_STEPS
     reporter.say(
-        f"STRAINER on brain scans of {work.SIZE}x{work.SIZE} pixels: {work.PRETRAIN_STEPS} steps of "
-        f"pre-training on 10 scans of one head,\nthen {work.STEPS} steps for each of {len(work.TEST_IMAGES)} scans of "
-        f"another, three ways. Network 6 layers of width 256, recipe `paper`."
+        f"Brain scans of {work.SIZE}x{work.SIZE}: pre-training on 10 scans of one head ({work.PRETRAIN_STEPS} "
+        f"steps for STRAINER\nas in the paper, {work.FAST_PRETRAIN_STEPS} for recipe `fast`), then {work.STEPS} steps "
+        f"for each of {len(work.TEST_IMAGES)} scans of another head. Network 6 layers of width 256."
     )
     reporter.say(f"running on {running_on}\n")
     fits = len(work.TEST_IMAGES) * len(work.METHODS)
-    with reporter.progress("1/2 pre-training", work.PRETRAIN_STEPS) as on_pretrain:
-        encoder = work.learn(seed, implementation, device, on_pretrain)
+    with reporter.progress("1/2 pre-training", steps) as on_pretrain:
+        encoders = work.learn(seed, implementation, device, on_pretrain)
     with reporter.progress("2/2 fitting", fits * work.STEPS) as on_fit:
-        result = work.compare(encoder, seed, implementation, device, on_fit)
+        result = work.compare(encoders, seed, implementation, device, on_fit)
 
     psnr, seconds = work.tables(result)
     reporter.say(f"\nmean over {len(result.test)} unseen scans\n{table(psnr[0], psnr[1:])}\n")
     reporter.say(f"median over the scans, start included\n{table(seconds[0], seconds[1:])}\n")
-    reporter.say(f"pre-training took {encoder.record['seconds']:.0f} s, once for all scans to come")
+    took = " and ".join(f"{e.record['seconds']:.0f} s ({name})" for name, e in encoders.items())
+    reporter.say(f"pre-training took {took}, once for all scans to come")
     picture = out / "strainer.png"
     work.draw(result, picture)
-    encoder.save(out / "encoder.safetensors")
+    encoders["fast"].save(out / "encoder.safetensors")
     numbers = result.as_dict()
     with atomic_writer(out / "demo.json") as file:
         file.write(jsonlib.dumps(numbers, indent=1).encode())
     reporter.say(f"wrote {picture}, demo.json and encoder.safetensors in {time.perf_counter() - begin:.0f} s")
     reporter.say(f"next: open {picture}; then try your own images:")
-    reporter.say("  strainer-fast pretrain FOLDER --size 128 --crop --steps 1000 --out encoder.safetensors")
+    reporter.say("  strainer-fast pretrain FOLDER --size 128 --crop --out encoder.safetensors")
     reporter.emit(numbers | {"picture": str(picture)})

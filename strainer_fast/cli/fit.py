@@ -30,7 +30,8 @@ def fit(
     init: Annotated[str, typer.Option(help="An encoder file, or siren for random networks.")] = "siren",
     target_psnr: Annotated[float | None, typer.Option(help="Stop each image once it reaches this many dB.")] = None,
     start: Annotated[str | None, typer.Option(help="Decoder to start from: random, least_squares, mean.")] = None,
-    recipe: opt.RecipeName = "paper",
+    recipe: opt.RecipeName = "fast",
+    fields: opt.Changes = None,
     steps: opt.Steps = None,
     seed: opt.Seed = 0,
     size: opt.Size = None,
@@ -54,7 +55,7 @@ def fit(
     (--hidden-features, --num-layers, --omega) are for --init siren; an encoder brings its own.
     """
     reporter = Reporter(quiet, json)
-    settings = opt.make_recipe(recipe, steps=steps, seed=seed, start=start, target_psnr=target_psnr)
+    settings = opt.make_recipe(recipe, fields, steps=steps, seed=seed, start=start, target_psnr=target_psnr)
     encoder = None if init == "siren" else Encoder.load(init)
     if encoder is not None and (hidden_features, num_layers, omega) != (None, None, None):
         got = "--hidden-features, --num-layers or --omega"

@@ -7,20 +7,28 @@ from typing import Annotated
 
 import typer
 
-from strainer_fast._checks import bad_input
+from strainer_fast._checks import bad_input, check_choice
 from strainer_fast._files import check_writable
 from strainer_fast.cli import _options as opt
 from strainer_fast.cli._console import EXIT_PARTIAL, Reporter, decibels, handled
 from strainer_fast.fitting import Progress
 from strainer_fast.fitting import pretrain as run_pretrain
 from strainer_fast.models import Architecture, Encoder
+from strainer_fast.signals import noise
+from strainer_fast.signals.noise import KINDS
 
 
 @handled
 def pretrain(
-    images: opt.Images,
+    images: opt.OptionalImages = None,
     out: Annotated[Path, typer.Option(help="File to write the encoder to.")] = Path("encoder.safetensors"),
-    recipe: opt.RecipeName = "paper",
+    source: Annotated[
+        str, typer.Option(help="images; noise:uniform (gaussian, spectrum, dead-leaves); or images+noise:uniform.")
+    ] = "images",
+    noise_count: Annotated[int, typer.Option(help="How many signals of noise.", min=1)] = 10,
+    noise_amplitude: Annotated[float, typer.Option(help="Of the noise about 0.5, up to 1.")] = 1.0,
+    recipe: opt.RecipeName = "fast",
+    fields: opt.Changes = None,
     steps: opt.Steps = None,
     seed: opt.Seed = 0,
     size: opt.Size = None,
@@ -40,15 +48,22 @@ def pretrain(
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
-    """Learn a STRAINER encoder from images of one kind.
+    """Learn a STRAINER encoder from images of one kind, from noise, or from both.
 
     Killed or interrupted, the same command continues where it was and ends with the same bits.
     """
     reporter = Reporter(quiet, json)
-    settings = opt.make_recipe(recipe, pretrain_steps=steps, seed=seed)
+    settings = opt.make_recipe(recipe, fields, pretrain_steps=steps, seed=seed)
     architecture = opt.make_architecture(hidden_features, num_layers, num_shared_layers, omega)
     running_on = opt.set_up(threads, implementation, device)
-    signals, skipped = opt.read_signals(images, size, crop, channels, alpha, value_range, reporter)
+    kind = _noise_kind(source, images, size)
+    signals, skipped = (
+        opt.read_signals(images, size, crop, channels, alpha, value_range, reporter) if images else ([], [])
+    )
+    if kind is not None:
+        shape = signals[0].shape if signals else opt.parse_size(size)
+        count = signals[0].channels if signals else channels or 1
+        signals += noise(kind, noise_count, shape or (), channels=count, amplitude=noise_amplitude, seed=seed)
     checkpoint = out.with_name(out.name + ".checkpoint")
     if out.is_dir():
         raise bad_input("--out", "a file", f"the folder {out}", "For example encoder.safetensors.")
@@ -97,6 +112,23 @@ def pretrain(
         reporter.warn(f"{len(skipped)} of {len(skipped) + len(signals)} files were skipped")
     if skipped or diverged:
         raise typer.Exit(EXIT_PARTIAL)
+
+
+def _noise_kind(source: str, images: list[str] | None, size: str | None) -> str | None:
+    """The kind of noise that --source asks for; None for images alone."""
+    of_images, plus, kind = source.rpartition("+") if "+" in source else ("", "", source)
+    wants_images = source == "images" or bool(plus)
+    form = "images, noise:KIND or images+noise:KIND"
+    if (plus and of_images != "images") or (source != "images" and not kind.startswith("noise:")):
+        raise bad_input("--source", form, repr(source), f"KIND is one of {', '.join(KINDS)}.")
+    if wants_images != bool(images):
+        expected = "image files or folders" if wants_images else "no images"
+        raise bad_input(f"--source {source}", expected, images or "none", "Name images, or take noise alone.")
+    if not wants_images and size is None:
+        raise bad_input("--source", "a --size for noise", "none", "For example --size 178x178.")
+    if source == "images":
+        return None
+    return check_choice("--source", kind.removeprefix("noise:"), KINDS)
 
 
 def _check_same(

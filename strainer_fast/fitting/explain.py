@@ -9,8 +9,8 @@ import torch
 
 from strainer_fast._checks import bad_input, check_count
 from strainer_fast.fitting import small
+from strainer_fast.fitting.presets import recipe as get_recipe
 from strainer_fast.fitting.recipe import Recipe
-from strainer_fast.fitting.recipe import recipe as get_recipe
 from strainer_fast.models import Architecture
 from strainer_fast.ops import choose, choose_device
 from strainer_fast.ops import explain as explain_step

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from strainer_fast._checks import InputError, bad_input, bad_type
 from strainer_fast.fitting import engine, loop, small
+from strainer_fast.fitting.freeze import FrozenFeatures, depth_of
 from strainer_fast.fitting.interrupt import Interrupted, deferred_interrupt
 from strainer_fast.fitting.loop import Curve, Progress
+from strainer_fast.fitting.presets import recipe as get_recipe
 from strainer_fast.fitting.recipe import Recipe
-from strainer_fast.fitting.recipe import recipe as get_recipe
 from strainer_fast.fitting.result import FitResult, FittedSignal, measure_psnr
 from strainer_fast.fitting.start import (
     check_start,
@@ -57,7 +59,7 @@ class _Row:
 def fit(
     signals: Source | Iterable[Source],
     init: Encoder | str | Path = "siren",
-    recipe: str | Recipe = "paper",
+    recipe: str | Recipe = "fast",
     *,
     target_psnr: float | None = None,
     architecture: Architecture | None = None,
@@ -67,7 +69,7 @@ def fit(
     on_check: Callable[[Progress], None] = lambda progress: None,
     on_result: Callable[[FitResult], None] | None = None,
 ) -> FitResult:
-    """Fit one network to each signal, every parameter trained.
+    """Fit one network to each signal.
 
     Args:
         signals: anything `strainer_fast.signals.load` reads. Sizes and channels may differ.
@@ -99,8 +101,12 @@ def fit(
     network = start_from.architecture if isinstance(start_from, Encoder) else start_from
     in_features = _check_dimensions(signals, start_from)
     check_start(recipe.start, start_from, [s.channels for s in signals])
+    depth = depth_of(recipe.freeze, start_from)
+    frozen = FrozenFeatures(start_from if isinstance(start_from, Encoder) else None, depth)
     small_too = choose(implementation, where, whole_fits=True).name == "native"
     elements = STACK_ELEMENTS if where.type == "cpu" else GPU_STACK_ELEMENTS
+    if recipe.sampling == "error":
+        elements = 0  # points are drawn by the errors of a signal, so each is alone
     stacks = _stacks(signals, network, recipe, small_too, elements)
     for stack, _ in stacks:
         engine.check_memory(chosen, signals[stack[0]], len(stack), False, network, where)
@@ -130,14 +136,11 @@ def fit(
             if not todo:
                 continue
 
-            def look(seen: loop.Look, names: list[str], todo: list[int] = todo) -> None:
+            def look(
+                seen: loop.Look, network_of: Callable[[Sequence[Tensor], int], Siren], todo: list[int] = todo
+            ) -> None:
                 now = [todo[row] for row in seen.running]
-
-                def module(index: int) -> Siren:
-                    row = now.index(index)
-                    state = {n: p.detach()[row] for n, p in zip(names, seen.parameters, strict=True)}
-                    return siren_from_rows(state, network.omegas)
-
+                module = partial(_module, now, seen.parameters, network_of)
                 on_check(seen.progress(recipe.steps, now, module))
 
             def keep(rows: dict[int, _Row], todo: list[int] = todo) -> None:
@@ -154,6 +157,7 @@ def fit(
                 chosen,
                 precision,
                 is_small,
+                frozen,
                 where,
                 interrupted,
                 look,
@@ -173,9 +177,10 @@ def _fit_stack(
     implementation: str,
     precision: str,
     is_small: bool,
+    frozen: FrozenFeatures,
     device: torch.device,
     stop: Callable[[], bool],
-    look: Callable[[loop.Look, list[str]], None],
+    look: Callable[[loop.Look, Callable[[Sequence[Tensor], int], Siren]], None],
     keep: Callable[[dict[int, _Row]], None],
 ) -> None:
     """Fit signals of one shape and channels together, each on its own network; `keep` gets each as it stops."""
@@ -183,17 +188,23 @@ def _fit_stack(
     points = signals[0].points().to(device)
     values = torch.stack([s.samples() for s in signals]).to(device)
     seeds = [signal_seed(recipe.seed, fingerprint) for fingerprint in hashes]
-    stack = initial_stack(init, points.shape[1], values.shape[2], seeds).to(device)
+    stack = initial_stack(init, points.shape[1], values.shape[2], seeds, recipe.weight_scale).to(device)
     if recipe.start == "least_squares":
         least_squares_start(stack, points, values, recipe.ridge)
     elif recipe.start == "mean" and isinstance(init, Encoder):
         mean_start(stack, init)
-    names = [name for name, _ in stack.named_parameters()]
+    names, parameters = map(list, zip(*stack.named_parameters(), strict=True))
+    still = 2 * len(frozen.layers)  # parameters that no step changes, the same for all
+    rest = {name: p.detach()[0] for name, p in zip(names[:still], parameters[:still], strict=True)}
 
-    def leave(stopped: list[int], parameters: list[Tensor], trace: loop.Trace) -> None:
+    def network_of(trained: Sequence[Tensor], row: int) -> Siren:
+        own = {name: p.detach()[row] for name, p in zip(names[still:], trained, strict=True)}
+        return siren_from_rows(rest | own, stack.omegas)
+
+    def leave(stopped: list[int], trained: list[Tensor], trace: loop.Trace) -> None:
         rows = {}
         for i in stopped:
-            network = siren_from_rows({n: p[i] for n, p in zip(names, parameters, strict=True)}, stack.omegas)
+            network = network_of(trained, i)
             known = FittedSignal(
                 signals[i].name,
                 signals[i].shape,
@@ -208,7 +219,6 @@ def _fit_stack(
             rows[i] = _Row(known, trace.curve(i), {n: p.cpu() for n, p in network.state_dict().items()})
         keep(rows)
 
-    parameters: list[Tensor] = list(stack.parameters())
     if is_small:
         small.optimise_small(
             points,
@@ -218,26 +228,33 @@ def _fit_stack(
             recipe,
             begin=begin,
             stop=stop,
-            on_check=lambda seen: look(seen, names),
+            on_check=lambda seen: look(seen, network_of),
             on_leave=leave,
         )
         return
     loop.optimise(
-        points,
+        frozen.of(signals[0].shape, points),
         values,
-        parameters,
-        stack.omegas,
+        parameters[still:],
+        stack.omegas[len(frozen.layers) :],
         recipe,
         implementation=implementation,
         precision=precision,
         steps=recipe.steps,
         independent=True,
         target_psnr=recipe.target_psnr,
+        shape=signals[0].shape,
         begin=begin,
         stop=stop,
-        on_check=lambda seen: look(seen, names),
+        on_check=lambda seen: look(seen, network_of),
         on_leave=leave,
     )
+
+
+def _module(
+    now: list[int], parameters: Sequence[Tensor], network_of: Callable[[Sequence[Tensor], int], Siren], index: int
+) -> Siren:
+    return network_of(parameters, now.index(index))
 
 
 def _resolve_init(init: Encoder | str | Path, architecture: Architecture | None) -> Encoder | Architecture:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from strainer_fast.fitting.optim import Adam
+from strainer_fast.fitting.optim import Optimiser
 
 
 class Guard:
@@ -43,12 +43,12 @@ class Guard:
         return np.flatnonzero(ended).tolist(), np.flatnonzero(spiked & ~ended).tolist()
 
     @torch.no_grad()
-    def roll_back(self, networks: Sequence[int], parameters: Sequence[Tensor], adam: Adam) -> None:
+    def roll_back(self, networks: Sequence[int], parameters: Sequence[Tensor], optimiser: Optimiser) -> None:
         """Put the best weights of these networks back, with a fresh optimiser and half the learning rate."""
         for n in networks:
             for p, kept in zip(parameters, self.best, strict=True):
                 p[n] = kept[n]
-            adam.restart(n)
+            optimiser.restart(n)
             self.rollbacks[n] += 1
 
     def select(self, networks: Sequence[int]) -> None:

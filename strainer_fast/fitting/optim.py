@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from strainer_fast.fitting.recipe import Recipe
+from strainer_fast.fitting.schedule import factor
 
 
 def rows(per_signal: Tensor, like: Tensor) -> Tensor:
@@ -16,36 +17,79 @@ def rows(per_signal: Tensor, like: Tensor) -> Tensor:
     return per_signal if per_signal.ndim == 0 else per_signal.view(-1, *[1] * (like.ndim - 1))
 
 
-class Adam:
-    """Adam (Kingma and Ba 2015, algorithm 1) over parameters stacked [N, ...], with a step count per signal.
-
-    While all counts are equal, PyTorch's fused kernel does the step, which touches each parameter once.
+class Optimiser:
+    """What all optimisers share: a step count and a factor of the learning rate per signal.
 
     Args:
-        parameters: leaf tensors, updated in place.
-        recipe: learning_rate, betas, eps.
+        parameters: leaf tensors, updated in place: weight and bias of each layer in turn.
+        recipe: the optimiser's settings.
         num_signals: N for stacks of independent networks; None where parameters are shared and there is one count.
     """
 
     def __init__(self, parameters: Sequence[Tensor], recipe: Recipe, num_signals: int | None) -> None:
         self.recipe = recipe
-        self.exp_avg = [torch.zeros_like(p, requires_grad=False) for p in parameters]
-        self.exp_avg_sq = [torch.zeros_like(p, requires_grad=False) for p in parameters]
-        # On the host, which decides by it: it never depends on what the device computes.
+        # On the host, which decides by them: they never depend on what the device computes.
         self.step = torch.zeros(() if num_signals is None else (num_signals,), dtype=torch.int64)
         self.scale = torch.ones(self.step.shape, dtype=torch.float64)  # of the learning rate
+        self.halvings = torch.zeros_like(self.step)  # by schedule "plateau"
+
+    def settle(self, parameters: Sequence[Tensor], losses: Tensor, gradients: list[Tensor]) -> Tensor:  # [N]
+        """See the losses of the weights as they are; may put other weights, and their gradients, back in place.
+
+        Returns the losses of the weights that are now in place.
+        """
+        return losses
+
+    def update(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """One step, in place."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a checkpoint must hold, by name; the tensors themselves."""
+        return {"step": self.step, "scale": self.scale, "halvings": self.halvings}
+
+    def select(self, indices: Tensor) -> None:
+        """Keep the state of these signals only."""
+        host = indices.cpu()
+        self.step, self.scale, self.halvings = self.step[host], self.scale[host], self.halvings[host]
+
+    def restart(self, signal: int) -> None:
+        """Forget the state of one signal and halve its learning rate."""
+        self.step[signal] = 0
+        self.scale[signal] /= 2
+
+    def learning_rate(self) -> Tensor:  # [N] or [], float64
+        """Of the next step of each signal."""
+        return self.recipe.learning_rate * self.scale * factor(self.recipe, self.step, self.halvings)
+
+
+class Adam(Optimiser):
+    """Adam (Kingma and Ba 2015, algorithm 1) over parameters stacked [N, ...], with a step count per signal.
+
+    While all counts are equal, PyTorch's fused kernel does the step, which touches each parameter once. The recipe's
+    learning_rate, schedule, betas and eps count.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], recipe: Recipe, num_signals: int | None) -> None:
+        super().__init__(parameters, recipe, num_signals)
+        self.exp_avg = [torch.zeros_like(p, requires_grad=False) for p in parameters]
+        self.exp_avg_sq = [torch.zeros_like(p, requires_grad=False) for p in parameters]
 
     @torch.no_grad()
     def update(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """One step, in place."""
-        step, scale = self.step.flatten(), self.scale.flatten()
-        if bool((step == step[0]).all() and (scale == scale[0]).all()):
-            self._fused(parameters, gradients, int(step[0]), float(scale[0]))
+        self.apply(parameters, gradients, self.learning_rate())
+
+    def apply(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], learning_rate: Tensor) -> None:
+        """One step with a learning rate per signal."""
+        step, rate = self.step.flatten(), learning_rate.flatten()
+        if bool((step == step[0]).all() and (rate == rate[0]).all()):
+            self._fused(parameters, gradients, int(step[0]), float(rate[0]))
         else:
-            self._per_signal(parameters, gradients)
+            self._per_signal(parameters, gradients, learning_rate)
         self.step += 1
 
-    def _fused(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], step: int, scale: float) -> None:
+    def _fused(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], step: int, rate: float) -> None:
         beta1, beta2 = self.recipe.betas
         adam(
             [p.detach() for p in parameters],
@@ -59,18 +103,18 @@ class Adam:
             amsgrad=False,
             beta1=beta1,
             beta2=beta2,
-            lr=self.recipe.learning_rate * scale,
+            lr=rate,
             weight_decay=0.0,
             eps=self.recipe.eps,
             maximize=False,
         )
 
-    def _per_signal(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    def _per_signal(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], rate: Tensor) -> None:
         beta1, beta2 = self.recipe.betas
         # In float64: 1 - 0.999^t loses four digits in float32 at t = 1.
         step = (self.step + 1).double()
         device = parameters[0].device
-        step_size = (self.scale * self.recipe.learning_rate / (1 - beta1**step)).float().to(device)
+        step_size = (rate / (1 - beta1**step)).float().to(device)
         correction = (1 - beta2**step).sqrt().float().to(device)
         for p, g, m, v in zip(parameters, gradients, self.exp_avg, self.exp_avg_sq, strict=True):
             m.lerp_(g, 1 - beta1)
@@ -78,15 +122,19 @@ class Adam:
             denominator = (v.sqrt() / rows(correction, v)).add_(self.recipe.eps)
             p.sub_(rows(step_size, m) * m / denominator)
 
+    def state(self) -> dict[str, Tensor]:
+        """Counts and both moments."""
+        moments = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+        return super().state() | {f"{name}.{i}": m for name, group in moments.items() for i, m in enumerate(group)}
+
     def select(self, indices: Tensor) -> None:
         """Keep the state of these signals only."""
+        super().select(indices)
         self.exp_avg = [m[indices] for m in self.exp_avg]
         self.exp_avg_sq = [v[indices] for v in self.exp_avg_sq]
-        self.step, self.scale = self.step[indices.cpu()], self.scale[indices.cpu()]
 
     def restart(self, signal: int) -> None:
         """Forget the state of one signal and halve its learning rate."""
+        super().restart(signal)
         for state in (*self.exp_avg, *self.exp_avg_sq):
             state[signal] = 0
-        self.step[signal] = 0
-        self.scale[signal] /= 2

@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from strainer_fast._checks import InputError, bad_input
 from strainer_fast._files import read_tensors, write_tensors
 from strainer_fast.fitting import engine, loop
 from strainer_fast.fitting.interrupt import Interrupted, deferred_interrupt
 from strainer_fast.fitting.loop import Progress
-from strainer_fast.fitting.optim import Adam
+from strainer_fast.fitting.optim import Optimiser
+from strainer_fast.fitting.optimisers import make_optimiser
+from strainer_fast.fitting.presets import recipe as get_recipe
 from strainer_fast.fitting.recipe import Recipe
-from strainer_fast.fitting.recipe import recipe as get_recipe
-from strainer_fast.models import Architecture, Encoder, Strainer
+from strainer_fast.fitting.start import scale_hidden
+from strainer_fast.models import Architecture, Encoder, Siren, Strainer
 from strainer_fast.ops import choose, choose_device
 from strainer_fast.ops.dispatch import resolve_precision
 from strainer_fast.signals import Signal, as_signals
@@ -32,7 +34,7 @@ from strainer_fast.signals.signal import describe_sizes
 @engine.neutral()
 def pretrain(
     signals: Source | Iterable[Source],
-    recipe: str | Recipe = "paper",
+    recipe: str | Recipe = "fast",
     *,
     architecture: Architecture | None = None,
     checkpoint: str | Path | None = None,
@@ -42,9 +44,11 @@ def pretrain(
     device: str = "auto",
     on_check: Callable[[Progress], None] = lambda progress: None,
 ) -> Encoder:
-    """Learn a STRAINER encoder from N signals at once (arXiv 2409.09566, section 3.1).
+    """Learn an encoder from N signals at once.
 
-    A shared encoder and one decoder per signal minimise the sum of the signals' mean squared errors.
+    STRAINER's way (arXiv 2409.09566, section 3.1): a shared encoder and one decoder per signal minimise the sum of the
+    signals' mean squared errors. `recipe.pretrain_method` has others: meta-learned encoders come with one decoder,
+    which fits with start="mean" begin with.
 
     Args:
         signals: anything `strainer_fast.signals.load` reads, all of one size and one number of channels.
@@ -69,6 +73,7 @@ def pretrain(
     """
     signals = as_signals(signals)
     recipe = get_recipe(recipe)
+    training = recipe.of_pretraining()
     architecture = architecture or Architecture()
     where = choose_device(device)
     chosen = choose(implementation, where).name
@@ -83,36 +88,41 @@ def pretrain(
         architecture.num_layers,
         signals[0].channels,
         architecture.num_shared_layers,
-        len(signals),
+        len(signals) if recipe.pretrain_method == "strainer" else 1,
         architecture.omegas,
     )
     model.reset_parameters(torch.Generator().manual_seed(recipe.seed))
+    scale_hidden(model.encoder.layers, training.weight_scale)
+    scale_hidden(nn.ModuleList([model.encoder.layers[0], *model.decoder]), training.weight_scale)
     model.to(where)
     parameters = [p for layer in _layers(model) for p in (layer.weight, layer.bias)]
-    adam = Adam(parameters, recipe, None)
+    points = signals[0].points().to(where)
+    optimiser = make_optimiser(parameters, training, None, points, architecture.omegas)
     settings = _settings(signals, recipe, architecture)
     surroundings = engine.environment(chosen, where, precision=precision)
     done: list[list[float]] = []
     spent = 0.0
     if path is not None and path.exists():
         try:
-            done, spent = _resume(path, parameters, adam, settings, surroundings)
+            done, spent = _resume(path, parameters, optimiser, settings, surroundings)
         except InputError as error:
             if not discard:
                 raise InputError(f"{error} Or delete {path} to begin anew (--overwrite).") from None
 
-    points = signals[0].points().to(where)
     values = torch.stack([s.samples() for s in signals]).to(where)
     last_write = time.monotonic()
     begin = time.perf_counter() - spent
 
     def store(mse: list[list[float]]) -> None:
         if path is not None:
-            _write(path, parameters, adam, mse, time.perf_counter() - begin, settings, surroundings)
+            _write(path, parameters, optimiser, mse, time.perf_counter() - begin, settings, surroundings)
+
+    def network_of(index: int) -> Siren:
+        return model.siren(index if model.num_decoders > 1 else 0)
 
     def look(seen: loop.Look) -> None:
         nonlocal last_write
-        on_check(seen.progress(recipe.pretrain_steps, seen.running, model.siren))
+        on_check(seen.progress(recipe.pretrain_steps, seen.running, network_of))
         due = time.monotonic() - last_write >= checkpoint_seconds
         if path is not None and due and not seen.trace.reasons[0]:
             # The loss of this step is computed again after a resume.
@@ -125,12 +135,12 @@ def pretrain(
             values,
             parameters,
             architecture.omegas,
-            recipe,
+            training,
             implementation=chosen,
             precision=precision,
-            steps=recipe.pretrain_steps,
+            steps=training.steps,
             independent=False,
-            adam=adam,
+            optimiser=optimiser,
             mse_so_far=done,
             stop=interrupted,
             on_check=look,
@@ -176,34 +186,37 @@ def _settings(signals: list[Signal], recipe: Recipe, architecture: Architecture)
     }
 
 
+def _state(parameters: list[Tensor], optimiser: Optimiser) -> dict[str, Tensor]:
+    """What a checkpoint holds; the tensors themselves."""
+    return {f"parameters.{i}": p for i, p in enumerate(parameters)} | optimiser.state()
+
+
 def _write(
     path: Path,
     parameters: list[Tensor],
-    adam: Adam,
+    optimiser: Optimiser,
     mse: list[list[float]],
     seconds: float,
     settings: dict[str, Any],
     surroundings: dict[str, Any],
 ) -> None:
-    groups = {"parameters": parameters, "exp_avg": adam.exp_avg, "exp_avg_sq": adam.exp_avg_sq}
-    tensors = {f"{group}.{i}": t for group, ts in groups.items() for i, t in enumerate(ts)}
-    tensors |= {"step": adam.step, "curves.mse": torch.tensor(mse, dtype=torch.float64)}
+    tensors = _state(parameters, optimiser) | {"curves.mse": torch.tensor(mse, dtype=torch.float64)}
     metadata = {"settings": settings, "environment": surroundings, "steps_done": len(mse[0]), "seconds": seconds}
     write_tensors(path, "pre-training", tensors, metadata)
 
 
 def _resume(
-    path: Path, parameters: list[Tensor], adam: Adam, settings: dict[str, Any], surroundings: dict[str, Any]
+    path: Path, parameters: list[Tensor], optimiser: Optimiser, settings: dict[str, Any], surroundings: dict[str, Any]
 ) -> tuple[list[list[float]], float]:
     """Put a checkpoint's state in place; returns the losses and the seconds so far."""
-    groups = {"parameters": parameters, "exp_avg": adam.exp_avg, "exp_avg_sq": adam.exp_avg_sq}
+    state = _state(parameters, optimiser)
 
     def expected(document: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         fix = "Choose another output."
         engine.check_same_settings(f"unfinished run {path.name}", document["settings"], settings, fix)
         float(document["seconds"])
-        shapes = {f"{group}.{i}": tuple(t.shape) for group, ts in groups.items() for i, t in enumerate(ts)}
-        return shapes | {"step": (), "curves.mse": (len(settings["signals"]), int(document["steps_done"]))}
+        shapes = {name: tuple(t.shape) for name, t in state.items()}
+        return shapes | {"curves.mse": (len(settings["signals"]), int(document["steps_done"]))}
 
     tensors, document = read_tensors(path, "pre-training", expected)
     if document["environment"] != surroundings:
@@ -213,10 +226,8 @@ def _resume(
             stacklevel=3,
         )
     with torch.no_grad():
-        for group, ts in groups.items():
-            for i, t in enumerate(ts):
-                t.copy_(tensors[f"{group}.{i}"])
-        adam.step.copy_(tensors["step"])
+        for name, tensor in state.items():
+            tensor.copy_(tensors[name])
     mse: list[list[float]] = tensors["curves.mse"].tolist()
     return mse, float(document["seconds"])
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from strainer_fast.fitting.loop import BUDGET, DIVERGED, INTERRUPTED, NON_FINITE, TARGET, Look, Trace
 from strainer_fast.fitting.recipe import Recipe
+from strainer_fast.fitting.schedule import factor
 from strainer_fast.models import Architecture
 from strainer_fast.ops import fit_small as engine
 
@@ -20,6 +21,10 @@ UNDERSTOOD = frozenset(
     {
         *("name", "steps", "pretrain_steps", "start", "ridge", "learning_rate", "betas", "eps"),
         *("target_psnr", "guard_db", "check_every", "seed"),
+        *("weight_scale", "schedule", "warmup_steps"),
+        *("momentum", "damping", "refresh_every", "batch_points"),  # of optimisers and samplings that rule them out
+        *("inner_steps", "inner_learning_rate", "meta_batch", "pretrain_method"),
+        *(f"pretrain_{what}" for what in ("weight_scale", "optimiser", "learning_rate", "schedule", "warmup_steps")),
         "precision",  # checked before: only float32 gets here
     }
 )
@@ -48,6 +53,8 @@ def ruled_out(recipe: Recipe, network: Architecture, in_features: int, channels:
         value = getattr(recipe, field.name)
         if field.name not in UNDERSTOOD and value != field.default:
             return f"recipe.{field.name} = {value!r}"
+    if recipe.schedule == "plateau":
+        return "recipe.schedule = 'plateau'"
     if recipe.steps > MAX_STEPS:  # the losses of all steps are kept from the start
         return f"recipe.steps = {recipe.steps}, above {MAX_STEPS}"
     shapes = [*network.layer_shapes(in_features), (channels, network.hidden_features)]
@@ -73,7 +80,8 @@ def optimise_small(
     num = values.shape[0]
     state = engine.FitState.fresh(parameters, recipe.steps, recipe.guard_db is not None)
     trace = Trace([0] * num, [""] * num, [0.0] * num, [[] for _ in values])
-    learning_rates = torch.full((recipe.steps,), recipe.learning_rate, dtype=torch.float32, device="cpu")
+    each = torch.arange(recipe.steps, device="cpu")
+    learning_rates = (recipe.learning_rate * factor(recipe, each, torch.zeros_like(each))).float()
     target = None if recipe.target_psnr is None else torch.full_like(state.best_mse, recipe.target_psnr)
     # The first call only measures, so that an outside look sees the start.
     until, stride = 0, 1

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from strainer_fast import reference
 from strainer_fast._checks import bad_input
@@ -25,8 +26,12 @@ def initial_stack(
     in_features: int,
     out_features: int,
     seeds: Sequence[int],
+    weight_scale: float = 1.0,
 ) -> BatchedSiren:
-    """N networks drawn by SIREN's rules from their own seeds; with an encoder, its layers replace the first K."""
+    """N networks drawn by SIREN's rules from their own seeds; with an encoder, its layers replace the first K.
+
+    `weight_scale` is for networks without an encoder; see Recipe.
+    """
     sirens = []
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
@@ -35,8 +40,16 @@ def initial_stack(
         else:
             siren = Siren(in_features, init.hidden_features, init.num_layers, out_features, init.omegas)
             siren.reset_parameters(generator)
+            scale_hidden(siren.layers, weight_scale)
             sirens.append(siren)
     return BatchedSiren.from_sirens(sirens)
+
+
+@torch.no_grad()
+def scale_hidden(layers: nn.ModuleList, weight_scale: float) -> None:
+    """Multiply the weights of all sine layers but the first, in place (arXiv 2410.04779)."""
+    for layer in list(layers)[1:]:
+        cast(Tensor, layer.weight).mul_(weight_scale)
 
 
 @torch.no_grad()
@@ -58,13 +71,10 @@ def mean_start(stack: BatchedSiren, encoder: Encoder) -> None:
 
 def check_start(start: str, init: Encoder | Architecture, channels: Sequence[int]) -> None:
     """Refuse a start that this initialisation cannot give."""
-    if start == "random":
-        return
-    if not isinstance(init, Encoder):
-        raise bad_input(
-            "start", "'random' for a SIREN that was not trained", repr(start), "Pass an encoder, or start='random'."
-        )
     if start == "mean":
+        if not isinstance(init, Encoder):
+            fix = "Pass an encoder, or start='random'."
+            raise bad_input("start", "'random' or 'least_squares' for a SIREN that was not trained", repr(start), fix)
         if init.decoders is None:
             raise bad_input("start", "an encoder with its decoders", "none in it", "Use 'random' or 'least_squares'.")
         trained = init.decoders["head.weight"].shape[1]

@@ -1,4 +1,4 @@
-"""One optimiser step of a stack of networks: loss, gradients, Adam, and the last weights with a finite loss."""
+"""One optimiser step of a stack of networks: loss, gradients, update, and the last weights with a finite loss."""
 
 from __future__ import annotations
 
@@ -8,22 +8,27 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from strainer_fast.fitting.optim import Adam, rows
-from strainer_fast.ops import losses_and_gradients
+from strainer_fast.fitting.optim import Adam, Optimiser, rows
+from strainer_fast.fitting.sampling import Sampler
+from strainer_fast.ops import losses_and_gradients, siren_values
 from strainer_fast.ops.tiled import normalisation
 from strainer_fast.ops.triton import on_device
 
 
 class Stepper:
-    """Steps by `ops.losses_and_gradients` and PyTorch's Adam.
+    """Steps by `ops.losses_and_gradients` and an optimiser.
 
     Args:
         points: [P, in]. values: [N, P, C].
         parameters: leaves, updated in place; weight and bias of each layer, stacked [N, ...] where independent.
-        adam: optimiser state of these parameters.
+        optimiser: with the state of these parameters.
         implementation, precision: what computes; see `make_stepper`.
         independent: whether a signal whose loss is not finite concerns itself only.
         keep: whether to keep the last weights with a finite loss; else `last_finite` is the weights as they are.
+        sampler: draws the points of each step; all of them by default.
+
+    Attributes:
+        on_all_points: whether the losses of the last `evaluate` are those of all points.
     """
 
     def __init__(
@@ -32,24 +37,33 @@ class Stepper:
         values: Tensor,
         parameters: list[Tensor],
         omegas: Sequence[float],
-        adam: Adam,
+        optimiser: Optimiser,
         implementation: str,
         precision: str,
         independent: bool,
         keep: bool,
+        sampler: Sampler | None = None,
     ) -> None:
-        self.points, self.values, self.parameters, self.omegas, self.adam = points, values, parameters, omegas, adam
+        self.points, self.values, self.parameters, self.omegas = points, values, parameters, omegas
+        self.optimiser, self.sampler = optimiser, sampler
         self.implementation, self.precision = implementation, precision
         self.independent, self.keep = independent, keep
         self._gradients: list[Tensor] = []
         self._kept = [p.detach().clone() for p in parameters] if keep else []
         self._alive = torch.ones(len(values) if independent else (), dtype=torch.bool, device=values.device)
+        self.on_all_points = True
 
-    def evaluate(self, want_gradients: bool) -> Tensor:  # MSE [N], before the update
+    def evaluate(self, step: int, want_gradients: bool) -> Tensor:  # MSE [N], before the update
         """Losses of the weights as they are, and what `update` needs."""
-        losses, self._gradients = losses_and_gradients(
-            self.implementation, self.points, self.values, self.parameters, self.omegas, want_gradients
-        )
+        chosen = None if self.sampler is None else self.sampler.draw(step)
+        self.on_all_points = chosen is None
+        points, values = self.points, self.values
+        if chosen is not None:
+            points, values = points[chosen], values[:, chosen]
+        losses, self._gradients = self._sweep(points, values, want_gradients)
+        if chosen is None:
+            with torch.no_grad():
+                losses = self.optimiser.settle(self.parameters, losses, self._gradients)
         if self.keep:
             finite = torch.isfinite(losses)
             self._alive &= finite if self.independent else finite.all()
@@ -57,9 +71,37 @@ class Stepper:
                 torch.where(rows(self._alive, p), p.detach(), kept, out=kept)
         return losses
 
+    def _sweep(self, points: Tensor, values: Tensor, want_gradients: bool) -> tuple[Tensor, list[Tensor]]:
+        each = (self.implementation, points, values, self.parameters, self.omegas, want_gradients, self.precision)
+        return losses_and_gradients(*each)
+
+    def measure(self) -> Tensor:  # MSE [N]
+        """Losses of the weights as they are on all points, of which the sampler learns the errors it asks for."""
+        losses, _ = self._sweep(self.points, self.values, False)
+        if self.sampler is not None:
+            wanted = self.sampler.recipe.sampling == "error"
+            errors = (self._predictions() - self.values).square().mean((0, 2)) if wanted else None
+            self.sampler.look((-10 * losses.log10()).tolist(), errors)
+        return losses
+
+    def _predictions(self) -> Tensor:  # [N, P, C]
+        weights, biases = self.parameters[::2], self.parameters[1::2]
+        chosen = {"implementation": self.implementation, "precision": self.precision}
+        return siren_values(self.points, weights, biases, self.omegas, **chosen)
+
+    def exact(self, rows: Sequence[int]) -> list[int]:
+        """Those of the networks `rows` whose values, rounded to 8 bits, equal the signal's."""
+        right = []
+        for row in rows:
+            weights, biases = ([p.detach()[row] for p in self.parameters[i::2]] for i in (0, 1))
+            values = siren_values(self.points, weights, biases, self.omegas, implementation=self.implementation)
+            if torch.equal((values.clamp(0, 1) * 255).round(), (self.values[row] * 255).round()):
+                right.append(row)
+        return right
+
     def update(self) -> None:
-        """Adam's step with the gradients of the last `evaluate`."""
-        self.adam.update(self.parameters, self._gradients)
+        """The optimiser's step with the gradients of the last `evaluate`."""
+        self.optimiser.update(self.parameters, self._gradients)
 
     def last_finite(self) -> list[Tensor]:
         """Weights of the last evaluation with a finite loss, of each network."""
@@ -73,17 +115,18 @@ class Stepper:
 
     def select(self, index: Tensor) -> Stepper:
         """The same for these networks only."""
-        self.adam.select(index)
+        self.optimiser.select(index)
         chosen = type(self)(
             self.points,
             self.values[index],
             [p.detach()[index].requires_grad_() for p in self.parameters],
             self.omegas,
-            self.adam,
+            self.optimiser,
             self.implementation,
             self.precision,
             self.independent,
             self.keep,
+            self.sampler,
         )
         # For the update that belongs to the last evaluation.
         chosen._gradients = [g[index] for g in self._gradients]
@@ -107,13 +150,15 @@ class TritonStepper(Stepper):
         values: Tensor,
         parameters: list[Tensor],
         omegas: Sequence[float],
-        adam: Adam,
+        optimiser: Adam,
         implementation: str,
         precision: str,
         independent: bool,
         keep: bool,
+        sampler: None = None,
     ) -> None:
-        super().__init__(points, values, parameters, omegas, adam, implementation, precision, independent, keep=False)
+        super().__init__(points, values, parameters, omegas, optimiser, implementation, precision, independent, False)
+        self.optimiser: Adam
         from strainer_fast.kernels.plan import network_of
         from strainer_fast.kernels.siren import Pipeline
 
@@ -123,8 +168,8 @@ class TritonStepper(Stepper):
             # A table of its own, because its scales may change: `look`.
             self.pipeline = Pipeline(network, len(points), [True] * len(parameters), device=device, own_table=True)
         self.flat = self._move(parameters, lambda i, view: setattr(parameters[i], "data", view))
-        self.exp_avg = self._move(adam.exp_avg, lambda i, view: adam.exp_avg.__setitem__(i, view))
-        self.exp_avg_sq = self._move(adam.exp_avg_sq, lambda i, view: adam.exp_avg_sq.__setitem__(i, view))
+        self.exp_avg = self._move(optimiser.exp_avg, lambda i, view: optimiser.exp_avg.__setitem__(i, view))
+        self.exp_avg_sq = self._move(optimiser.exp_avg_sq, lambda i, view: optimiser.exp_avg_sq.__setitem__(i, view))
         self.gradients, self.previous = torch.zeros_like(self.flat), self.flat.clone()
         groups = self.pipeline.groups
         self.step, self.bad, self.skipped = (torch.zeros(groups, dtype=torch.int32, device=device) for _ in range(3))
@@ -154,7 +199,7 @@ class TritonStepper(Stepper):
     def _launch_adam(self) -> None:
         from strainer_fast.kernels.optim import launch_adam, launch_advance
 
-        pipeline, recipe = self.pipeline, self.adam.recipe
+        pipeline, recipe = self.pipeline, self.optimiser.recipe
         launch_adam(
             pipeline.table,
             self.flat,
@@ -174,7 +219,7 @@ class TritonStepper(Stepper):
         )
         launch_advance(self.step, self.bad, self.skipped)
 
-    def evaluate(self, want_gradients: bool) -> Tensor:
+    def evaluate(self, step: int, want_gradients: bool) -> Tensor:
         """Losses of the weights as they are; gradients come with them, asked for or not."""
         with torch.no_grad(), on_device(self.points):
             self._evaluate(self._launch_gradients)
@@ -182,8 +227,13 @@ class TritonStepper(Stepper):
 
     def update(self) -> None:
         """Adam's step with the gradients of the last `evaluate`."""
+        optimiser = self.optimiser
         with torch.no_grad(), on_device(self.points):
+            if optimiser.recipe.schedule != "constant" or optimiser.recipe.warmup_steps:
+                self.learning_rate.copy_(optimiser.learning_rate().view(-1))
             self._update(self._launch_adam)
+        # As far as the host knows, until `look`: a skipped step does not count.
+        optimiser.step += 1
 
     def last_finite(self) -> list[Tensor]:
         """Weights of the last evaluation with a finite loss, of each network."""
@@ -194,7 +244,7 @@ class TritonStepper(Stepper):
 
     def look(self) -> None:
         """Step counts to the host; where gradients overflowed, a smaller scale and a warning."""
-        self.adam.step.copy_(self.step.cpu().view(self.adam.step.shape))
+        self.optimiser.step.copy_(self.step.cpu().view(self.optimiser.step.shape))
         skipped = self.skipped.cpu().clone()
         overflowed = (skipped > self._skipped_before) & torch.isfinite(self.losses).view(len(skipped), -1).all(1).cpu()
         self._skipped_before = skipped
@@ -214,8 +264,8 @@ class TritonStepper(Stepper):
         """Step counts, learning rates and copies of the weights from what was changed outside."""
         from strainer_fast.kernels.optim import launch_copies
 
-        self.step.copy_(self.adam.step.view(-1))
-        self.learning_rate.copy_((self.adam.recipe.learning_rate * self.adam.scale).view(-1))
+        self.step.copy_(self.optimiser.step.view(-1))
+        self.learning_rate.copy_(self.optimiser.learning_rate().view(-1))
         with on_device(self.points):
             copies = self.pipeline.copies, self.pipeline.exact_copies
             launch_copies(self.pipeline.table, self.flat, *copies, precision=self.precision)
@@ -273,13 +323,17 @@ def make_stepper(
     values: Tensor,  # [N, P, C]
     parameters: list[Tensor],
     omegas: Sequence[float],
-    adam: Adam,
+    optimiser: Optimiser,
     *,
     implementation: str,
     precision: str,
     independent: bool,
     keep: bool,
+    sampler: Sampler | None = None,
 ) -> Stepper:
     """What runs steps by an implementation of `ops.dispatch.IMPLEMENTATIONS`; arguments as of Stepper."""
-    kind = TritonStepper if implementation == "triton" else Stepper
-    return kind(points, values, parameters, omegas, adam, implementation, precision, independent, keep)
+    if implementation == "triton" and isinstance(optimiser, Adam) and sampler is None:
+        return TritonStepper(
+            points, values, parameters, omegas, optimiser, implementation, precision, independent, keep
+        )
+    return Stepper(points, values, parameters, omegas, optimiser, implementation, precision, independent, keep, sampler)

@@ -139,11 +139,13 @@ def losses_and_gradients(
     parameters: Sequence[Tensor],  # weight and bias of each layer in turn, plain or stacked
     omegas: Sequence[float],
     want_gradients: bool,
+    precision: str = "fp32",
 ) -> tuple[Tensor, list[Tensor]]:  # MSE [N], gradients of their sum
     """What a training loop needs from a step, without autograd's bookkeeping where the implementation has none."""
     if implementation in _ENGINES:
         data = [p.detach() for p in parameters]
-        swept = _ENGINES[implementation].sweep(points, values, data, omegas, [want_gradients] * len(data))
+        more = {"precision": precision} if implementation == "triton" else {}
+        swept = _ENGINES[implementation].sweep(points, values, data, omegas, [want_gradients] * len(data), **more)
         return swept.losses, [g for g in swept.gradients if g is not None]
     with torch.set_grad_enabled(want_gradients):
         losses = reference.mse(reference.siren(points, parameters[::2], parameters[1::2], omegas), values)

@@ -2,7 +2,8 @@
 
 from strainer_fast.signals.grid import grid
 from strainer_fast.signals.load import Skipped, as_signals, load, load_all
+from strainer_fast.signals.noise import noise
 from strainer_fast.signals.samples import samples
 from strainer_fast.signals.signal import Signal, unique_names
 
-__all__ = ["Signal", "Skipped", "as_signals", "grid", "load", "load_all", "samples", "unique_names"]
+__all__ = ["Signal", "Skipped", "as_signals", "grid", "load", "load_all", "noise", "samples", "unique_names"]

@@ -1,0 +1,215 @@
+"""K-FAC: Gauss-Newton steps with a Kronecker-factored curvature, for the mean squared error of sine networks.
+
+Per layer the Gauss-Newton matrix of the loss is taken as A (x) G: A the second moment of the layer's inputs (with a 1
+for the bias), G that of the derivatives of the predictions by its pre-activations (Martens and Grosse 2015, section 3).
+A step is then two small products a layer, (G + g I)^-1 dW (A + a I)^-1. Both factors come from a few thousand points
+every few steps, so that a step costs little more than its gradient and does the work of many of Adam's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from strainer_fast import reference
+from strainer_fast.fitting.optim import Optimiser, rows
+from strainer_fast.fitting.recipe import Recipe
+
+MOMENTUM = 0.5
+FACTOR_POINTS = 4096
+"""Points behind the factors of a refresh: 16 per unit of a layer 256 wide."""
+
+GROWTH, CUT = 1.05, 0.5
+"""The share of a Gauss-Newton step grows by the one after a step that lowers the loss, else it is cut by the other."""
+
+STACK_ELEMENTS = 2**23
+"""Most activations (points x width x networks) of one layer held for the factors."""
+
+
+class Kfac(Optimiser):
+    """K-FAC over stacks of networks, or one shared encoder with a head per signal.
+
+    A step whose loss is higher than the one before, or not finite, is taken back in `settle` and tried at half the
+    length: losses never rise. The recipe's learning_rate, momentum, damping, refresh_every, schedule and seed count.
+
+    Args:
+        parameters, recipe, num_signals: see Optimiser.
+        points: [P, in], what the networks are fitted on.
+        omegas: of each sine layer.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        recipe: Recipe,
+        num_signals: int | None,
+        points: Tensor,
+        omegas: Sequence[float],
+    ) -> None:
+        super().__init__(parameters, recipe, num_signals)
+        self.points, self.omegas = points, tuple(omegas)
+        self.momentum = MOMENTUM if recipe.momentum is None else recipe.momentum
+        groups = num_signals or 1
+        self.rate = points.new_ones(groups)  # adapts the learning rate
+        self.best = points.new_full((groups,), float("inf"))  # sum of the losses of `kept`
+        self.losses: Tensor | None = None  # of `kept`, per signal
+        self.kept = [p.detach().clone() for p in parameters]
+        self.kept_gradients = [torch.zeros_like(p, requires_grad=False) for p in parameters]
+        self.velocity = [torch.zeros_like(p, requires_grad=False) for p in parameters]
+        self.moved = False  # since the last `settle`
+        self.stale = torch.ones(groups, dtype=torch.int64)  # 1: no factors yet
+        # (A + a I)^-1 [*, in + 1, in + 1] and (G + g I)^-1 [*, out, out] of each layer; * is N where it is stacked.
+        self.inverses = []
+        for weight in parameters[::2]:
+            *stack, out, width = weight.shape
+            self.inverses.append((points.new_zeros(*stack, width + 1, width + 1), points.new_zeros(*stack, out, out)))
+
+    def _each(self, per_group: Tensor, like: Tensor) -> Tensor:
+        """A value per network so that it broadcasts over a parameter; shared ones have a single value."""
+        return rows(per_group if self.step.ndim else per_group[0], like)
+
+    @torch.no_grad()
+    def settle(self, parameters: Sequence[Tensor], losses: Tensor, gradients: list[Tensor]) -> Tensor:
+        """Take back steps that raised the loss; see Optimiser.settle."""
+        total = losses if self.step.ndim else losses.sum().view(1)
+        good = (total <= self.best) | torch.isinf(self.best)
+        for p, kept, v in zip(parameters, self.kept, self.velocity, strict=True):
+            ok = self._each(good, p)
+            p.copy_(kept.copy_(torch.where(ok, p.detach(), kept)))
+            v.mul_(ok)
+        for g, kept in zip(gradients, self.kept_gradients if gradients else (), strict=True):
+            g.copy_(kept.copy_(torch.where(self._each(good, g), g, kept)))
+        if self.moved:
+            self.rate *= torch.where(good, GROWTH, CUT)
+        self.moved = False
+        self.best = torch.where(good, total, self.best)
+        ok = good if self.step.ndim else good[0]
+        self.losses = losses.clone() if self.losses is None else torch.where(ok, losses, self.losses)
+        return self.losses
+
+    @torch.no_grad()
+    def update(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """One step, in place."""
+        steps = self.step.view(-1)
+        due = (self.stale > 0) | (steps % self.recipe.refresh_every == 0)
+        for step in sorted(set(steps[due].tolist())):  # one for all, unless networks came at different times
+            self._refresh(parameters, torch.nonzero(due & (steps == step)).view(-1), step)
+        rate = self.learning_rate().float().to(self.points.device).view(-1) * self.rate
+        channels = parameters[-1].shape[-1]
+        for i, (inverse_a, inverse_g) in enumerate(self.inverses):
+            # The mean over channels too is part of the loss: its Gauss-Newton matrix is 2 / C of A (x) G.
+            joined = torch.cat([gradients[2 * i], gradients[2 * i + 1].unsqueeze(-1)], -1) * (channels / 2)
+            direction = inverse_g @ joined @ inverse_a
+            parts = (direction[..., :-1], direction[..., -1])
+            for p, v, part in zip(parameters[2 * i :], self.velocity[2 * i :], parts, strict=False):
+                p.sub_(v.mul_(self.momentum).add_(self._each(rate, p) * part))
+        self.step += 1
+        self.moved = True
+
+    def _refresh(self, parameters: Sequence[Tensor], networks: Tensor, step: int) -> None:
+        """Both factors of each layer of some networks from a sample of the points, damped and inverted."""
+        generator = torch.Generator().manual_seed((1_000_003 * self.recipe.seed + step) % 2**63)
+        number = min(len(self.points), FACTOR_POINTS)
+        chosen = torch.randperm(len(self.points), generator=generator)[:number].to(self.points.device)
+        outputs = parameters[-1].numel() // max(self.step.numel(), 1)
+        signs = (torch.randint(0, 2, (number, outputs), generator=generator) * 2.0 - 1).to(self.points)
+        size = max(1, STACK_ELEMENTS // (number * max(p.shape[-1] for p in parameters)))
+        for some in torch.split(networks.to(self.points.device), size):
+            weights = [p.detach()[some] for p in parameters] if self.step.ndim else [p.detach() for p in parameters]
+            factors = _factors(self.points[chosen], weights, self.omegas, signs)
+            for own, new in zip(self.inverses, factors, strict=True):
+                for inverse, factor in zip(own, new, strict=True):
+                    if self.step.ndim:
+                        inverse[some] = _damped_inverse(factor, self.recipe.damping)
+                    else:  # heads of one encoder see the same inputs
+                        inverse.copy_(_damped_inverse(factor, self.recipe.damping))
+        self.stale[networks] = 0
+
+    def state(self) -> dict[str, Tensor]:
+        """Counts, rates, momentum, and the weights that losses are compared with."""
+        groups = {
+            "kept": self.kept,
+            "kept_gradients": self.kept_gradients,
+            "velocity": self.velocity,
+            "inverse_a": [a for a, _ in self.inverses],
+            "inverse_g": [g for _, g in self.inverses],
+        }
+        tensors = {f"{name}.{i}": t for name, group in groups.items() for i, t in enumerate(group)}
+        return super().state() | tensors | {"rate": self.rate, "best": self.best, "stale": self.stale}
+
+    def select(self, indices: Tensor) -> None:
+        """Keep the state of these signals only."""
+        super().select(indices)
+        self.rate, self.best, self.stale = self.rate[indices], self.best[indices], self.stale[indices.cpu()]
+        self.losses = None if self.losses is None else self.losses[indices]
+        for group in (self.kept, self.kept_gradients, self.velocity):
+            group[:] = [t[indices] for t in group]
+        self.inverses = [(a[indices], g[indices]) for a, g in self.inverses]
+
+    def restart(self, signal: int) -> None:
+        """Forget the state of one signal and halve its learning rate."""
+        super().restart(signal)
+        self.best[signal] = float("inf")
+        for v in self.velocity:
+            v[signal] = 0
+
+
+def _damped_inverse(factor: Tensor, damping: float) -> Tensor:  # [..., n, n]
+    """(F + sqrt(damping) * (mean eigenvalue) * I)^-1."""
+    number = factor.shape[-1]
+    mean = factor.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    # A layer that nothing depends on has a factor of zeros: any step there is zero too.
+    strength = torch.where(mean > 0, damping**0.5 * mean, torch.ones_like(mean))
+    eye = torch.eye(number, dtype=factor.dtype, device=factor.device)
+    lower, _ = torch.linalg.cholesky_ex(factor + strength * eye)
+    return torch.cholesky_inverse(lower)
+
+
+def _factors(
+    points: Tensor,  # [P, in]
+    parameters: Sequence[Tensor],
+    omegas: Sequence[float],
+    signs: Tensor,  # [P, outputs of a network, or of all heads of a shared one]
+) -> list[tuple[Tensor, Tensor]]:
+    """(A, G) of each layer: [N, in + 1, in + 1] and [N, out, out], without N where a layer is shared by all networks.
+
+    With one random sign per point and output, a single backward pass has the second moment of all of them: the
+    expectation of the signs' products is the identity.
+    """
+    ones = points.new_ones(1)
+    inputs: list[Tensor] = []
+    slopes: list[Tensor] = []
+    h = points
+    for weight, bias, omega in zip(parameters[:-2:2], parameters[1:-2:2], omegas, strict=True):
+        inputs.append(h)
+        linear = reference.multi_head_linear if weight.ndim == 3 else torch.nn.functional.linear
+        z = omega * linear(h, weight, bias)
+        h = torch.sin(z)
+        slopes.append(omega * torch.cos(z))
+    inputs.append(h)
+
+    head = parameters[-2]  # [N, C, H] or [C, H]
+    networks = head.shape[0] if head.ndim == 3 else 1
+    out = head.shape[-2]
+    # Networks of a stack share their signs, so that none depends on its company; heads of one encoder do not.
+    if signs.shape[1] == networks * out:
+        signs = signs.view(-1, networks, out).transpose(0, 1)
+    delta = signs @ head  # [N, P, H], or [P, H]
+    gs: list[Tensor] = []
+    for i in range(len(slopes) - 1, -1, -1):
+        if slopes[i].ndim == 2 and delta.ndim == 3:
+            delta = delta.sum(0)  # independent signs: the moment of the sum is the sum of the moments
+        delta = delta * slopes[i]
+        gs.append(_moment(delta))
+        if i:
+            delta = delta @ parameters[2 * i]
+    gs.reverse()
+    gs.append(torch.eye(out, dtype=points.dtype, device=points.device).expand(*h.shape[:-2], out, out))
+    joined = [torch.cat([h, ones.expand(*h.shape[:-1], 1)], -1) for h in inputs]
+    return [(_moment(h), g) for h, g in zip(joined, gs, strict=True)]
+
+
+def _moment(x: Tensor) -> Tensor:  # [P, n] or [N, P, n] -> [n, n] or [N, n, n]
+    return x.mT @ x / x.shape[-2]
