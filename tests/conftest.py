@@ -42,7 +42,7 @@ def unseen() -> list[sf.Signal]:
 @pytest.fixture(scope="session")
 def encoder(scans: list[sf.Signal], tiny: sf.Architecture) -> sf.Encoder:
     """A trained encoder; do not modify."""
-    return sf.pretrain(scans, sf.recipe(pretrain_steps=60, learning_rate=1e-3), architecture=tiny)
+    return sf.pretrain(scans, sf.recipe("paper", pretrain_steps=60, pretrain_learning_rate=1e-3), architecture=tiny)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "N
 TRY = """
 import torch, strainer_fast as sf
 from strainer_fast.kernels import cpu
-fit = sf.fit(torch.rand(8, 8, 1), recipe=sf.recipe(steps=3), architecture=sf.Architecture(8, 3, 2))
+fit = sf.fit(torch.rand(8, 8, 1), recipe=sf.recipe("paper", steps=3), architecture=sf.Architecture(8, 3, 2))
 print(cpu.level(), fit.steps, sf.explain("paper", [(8, 8, 1)], architecture=sf.Architecture(8, 3, 2)))
 """
 

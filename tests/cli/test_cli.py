@@ -60,7 +60,7 @@ def test_the_whole_way(run: Run, image_folder: Path, tmp_path: Path, rows: Rows)
         assert np.array_equal(np.asarray(image), expected[..., 0].astype(np.uint8))
     assert sorted(p.name for p in (tmp_path / "large").iterdir()) == ["b_24x20.png"]
 
-    for file, words in ((encoder, "trained on 3 signals of 12x10"), (fits, "recipe paper, start random")):
+    for file, words in ((encoder, "trained on 3 signals of 12x10"), (fits, "recipe fast, start least_squares")):
         shown = run("inspect", file)
         assert shown.exit_code == 0
         assert words in shown.output
@@ -261,7 +261,8 @@ def test_progress_in_a_pipe_is_lines(
 ) -> None:
     monkeypatch.setattr("strainer_fast.cli._console.PLAIN_SECONDS", 0.0)
     done = run(
-        *("fit", image_folder / "a.png", "--out", tmp_path / "o", "--steps", 30, "--implementation", "tiled", *SMALL)
+        *("fit", image_folder / "a.png", "--out", tmp_path / "o", "--steps", 30, "--implementation", "tiled", *SMALL),
+        *("--recipe", "paper"),
     )
     lines = [line for line in done.output.splitlines() if line.startswith("fitting: ") and " dB " in line]
     assert [line.split()[1] for line in lines] == ["10/30", "20/30"]
@@ -305,3 +306,58 @@ def test_doctor_says_what_runs(run: Run) -> None:
         assert facts["layers"] == "PyTorch's own operations"
     assert "step by step" in facts["fit, 178x178 colour, 5x256"]
     assert facts["fit, 28x28 grey, 3x32"]
+
+
+def test_recipes_says_what_each_is_for(run: Run) -> None:
+    result = run("recipes")
+    assert result.exit_code == 0
+    for name in sf.fitting.PRESETS:
+        assert f"\n{name}: " in f"\n{result.output}"
+    assert "optimiser = kfac" in result.output
+    one = run("recipes", "fast", "--json")
+    assert json.loads(one.stdout) == sf.recipe("fast").as_dict()
+    assert run("recipes", "slow").exit_code == 2
+
+
+def test_a_field_of_the_recipe(run: Run, image_folder: Path, tmp_path: Path) -> None:
+    fields = ("--set", "optimiser=muon", "--set", "learning_rate=1e-3", "--set", "steps=9", "--set", "guard_db=null")
+    result = run("fit", image_folder, "--out", tmp_path / "fits", *fields, "--steps", 3, *SMALL, "--json")
+    assert result.exit_code == 0, result.output
+    recipe = json.loads(result.stdout)["settings"]["recipe"]
+    assert (recipe["optimiser"], recipe["learning_rate"], recipe["steps"]) == ("muon", 1e-3, 3)
+    for bad, message in (("rate=1", "Check the spelling"), ("steps", "FIELD=VALUE"), ("steps=many", "integer")):
+        wrong = run("fit", image_folder, "--out", tmp_path / "no", "--set", bad)
+        assert wrong.exit_code == 2
+        assert message in wrong.output
+
+
+def test_pretraining_on_noise(run: Run, image_folder: Path, tmp_path: Path) -> None:
+    noise = ("pretrain", "--source", "noise:uniform", "--noise-count", 2, "--size", "9x8", "--steps", 3, *SMALL)
+    result = run(*noise, "--out", tmp_path / "noise.safetensors", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["record"]["signals"] == ["noise-uniform-0", "noise-uniform-1"]
+    both = ("pretrain", image_folder, "--source", "images+noise:spectrum", "--noise-count", 1, "--steps", 3, *SMALL)
+    result = run(*both, "--noise-amplitude", "0.3", "--out", tmp_path / "both.safetensors", "--json")
+    record = json.loads(result.stdout)["record"]
+    assert record["signals"] == ["a", "b", "c", "noise-spectrum-0"]
+    assert record["shape"] == [12, 10]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--source", "noise:uniform"), "a --size for noise"),
+        (("--source", "noise:white", "--size", "8"), "'uniform', 'gaussian'"),
+        (("--source", "noise"), "noise:KIND"),
+        (("--source", "photos+noise:uniform"), "noise:KIND"),
+        ((), "image files or folders"),
+        (("IMAGES", "--source", "noise:uniform", "--size", "8"), "no images"),
+        (("--source", "noise:uniform", "--size", "8", "--noise-amplitude", "3"), "amplitude"),
+    ],
+)
+def test_bad_sources(arguments: tuple[str, ...], message: str, run: Run, image_folder: Path, tmp_path: Path) -> None:
+    given = [str(image_folder) if a == "IMAGES" else a for a in arguments]
+    result = run("pretrain", *given, "--out", tmp_path / "no.safetensors")
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not (tmp_path / "no.safetensors").exists()

@@ -17,6 +17,7 @@ from strainer_fast.cli import app
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "SIZE", 20)
     monkeypatch.setattr(demo, "PRETRAIN_STEPS", 60)
+    monkeypatch.setattr(demo, "FAST_PRETRAIN_STEPS", 60)
     monkeypatch.setattr(demo, "STEPS", 12)
     monkeypatch.setattr(demo, "TABLE_STEPS", (0, 5, 12))
     monkeypatch.setattr(demo, "PICTURE_STEPS", (2, 5, 8, 12))
@@ -28,14 +29,14 @@ def test_demo(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     done = CliRunner().invoke(app, ["demo", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
-    for line in ("PSNR dB at step", "seconds to reach", "STRAINER + least squares"):
+    for line in ("PSNR dB at step", "seconds to reach", "fast "):
         assert line in done.output
     assert "not reached" in done.output
     numbers = json.loads((tmp_path / "demo.json").read_text())
     assert set(numbers["psnr"]) == set(demo.METHODS)
     shown = next(line for line in done.output.splitlines() if line.startswith("SIREN")).split()
     assert shown[1:] == [f"{numbers['psnr']['SIREN'][k]:.1f}" for k in ("0", "5", "12")]
-    assert numbers["psnr"]["STRAINER + least squares"]["0"] > numbers["psnr"]["STRAINER"]["0"] + 3
+    assert numbers["psnr"]["fast"]["12"] > numbers["psnr"]["STRAINER"]["12"] + 3
     with Image.open(tmp_path / "strainer.png") as picture:
         assert picture.width > 1000
     assert sf.Encoder.load(tmp_path / "encoder.safetensors").record["steps"] == 60

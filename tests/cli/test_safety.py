@@ -114,7 +114,7 @@ def test_a_disk_that_fills_up_later_is_an_error_and_keeps_the_old_file(
 
 def test_other_dimension_than_the_encoders(run: Run, image_folder: Path, tmp_path: Path) -> None:
     volume = sf.Signal(torch.rand(4, 4, 4, 1))
-    encoder = sf.pretrain(volume, sf.recipe(pretrain_steps=1), architecture=sf.Architecture(8, 3, 2))
+    encoder = sf.pretrain(volume, sf.recipe("paper", pretrain_steps=1), architecture=sf.Architecture(8, 3, 2))
     encoder.save(tmp_path / "volume.safetensors")
     done = run("fit", image_folder, "--init", tmp_path / "volume.safetensors", "--out", tmp_path / "o")
     assert done.exit_code == 2
@@ -152,7 +152,7 @@ def test_write_test_touches_no_file_of_the_users(
 def test_a_fit_file_cannot_write_outside_the_folder(encoder: sf.Encoder, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    result = sf.fit(sf.Signal(torch.rand(4, 4, 1), "x"), encoder, sf.recipe(steps=1))
+    result = sf.fit(sf.Signal(torch.rand(4, 4, 1), "x"), encoder, sf.recipe("paper", steps=1))
     for name in ("../escaped", str(tmp_path / "absolute"), "a/b", ".hidden"):
         evil = replace(result, signals=(replace(result.signals[0], name=name),))
         evil.save(tmp_path / "evil.safetensors")

@@ -107,7 +107,7 @@ def test_fit_metadata_that_lie(
     change: Callable[[dict], None], encoder: sf.Encoder, unseen: list[sf.Signal], tmp_path: Path
 ) -> None:
     path = tmp_path / "fit.safetensors"
-    sf.fit(unseen[:2], encoder, sf.recipe(steps=1)).save(path)
+    sf.fit(unseen[:2], encoder, sf.recipe("paper", steps=1)).save(path)
     edit(path, change)
     with pytest.raises(sf.InputError):
         sf.FitResult.load(path)

@@ -28,8 +28,12 @@ def quick(**changes: object) -> sf.Recipe:
 @pytest.mark.parametrize("path", ["fused", "per_signal"])
 def test_adam_is_pytorchs(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if path == "per_signal":
-        monkeypatch.setattr(Adam, "_fused", lambda self, p, g, *rest: self._per_signal(p, g))
-    recipe = sf.recipe(learning_rate=3e-3, betas=(0.8, 0.95), eps=1e-6)
+
+        def per_signal(self: Adam, p: list, g: list, step: int, rate: float) -> None:
+            self._per_signal(p, g, torch.full(self.step.shape, rate, dtype=torch.float64))
+
+        monkeypatch.setattr(Adam, "_fused", per_signal)
+    recipe = sf.recipe("paper", learning_rate=3e-3, betas=(0.8, 0.95), eps=1e-6)
     ours = [torch.randn(3, 4, 5), torch.randn(3, 4)]
     theirs = [p.clone().requires_grad_() for p in ours]
     adam = Adam(ours, recipe, num_signals=3)
@@ -46,7 +50,7 @@ def test_adam_is_pytorchs(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_adam_counts_steps_per_signal() -> None:
-    recipe = sf.recipe(learning_rate=1e-2)
+    recipe = sf.recipe("paper", learning_rate=1e-2)
     together = [torch.zeros(2, 3)]
     adam = Adam(together, recipe, num_signals=2)
     gradients = torch.randn(6, 2, 3)
@@ -178,7 +182,9 @@ def test_mean_start(unseen: list[sf.Signal], encoder: sf.Encoder) -> None:
 
 def test_deep_decoders_start_by_least_squares_too(scans: list[sf.Signal], unseen: list[sf.Signal]) -> None:
     architecture = sf.Architecture(32, 4, num_shared_layers=2)
-    encoder = sf.pretrain(scans, sf.recipe(pretrain_steps=30, learning_rate=1e-3), architecture=architecture)
+    encoder = sf.pretrain(
+        scans, sf.recipe("paper", pretrain_steps=30, pretrain_learning_rate=1e-3), architecture=architecture
+    )
     random, solved, mean = (
         sf.fit(unseen[:2], encoder, quick(steps=0, start=s)) for s in ("random", "least_squares", "mean")
     )
@@ -219,7 +225,7 @@ def test_a_step_that_is_far_too_long_is_survived(unseen: list[sf.Signal], encode
     result = sf.fit(unseen[:2], encoder, quick(learning_rate=1e38))
     assert set(result.stop_reasons) == {"non_finite"}
     assert all(torch.isfinite(w).all() for w in result.weights.values())
-    encoder = sf.pretrain(unseen[:2], quick(learning_rate=1e38), architecture=encoder.architecture)
+    encoder = sf.pretrain(unseen[:2], quick(pretrain_learning_rate=1e38), architecture=encoder.architecture)
     assert encoder.record["stop_reason"] == "non_finite"
     assert all(torch.isfinite(p).all() for p in encoder.parameters())
 
@@ -358,8 +364,8 @@ def test_each_signal_is_handed_over_when_it_stops(unseen: list[sf.Signal], encod
         (lambda e, s: sf.fit(s, 3), "init: expected an Encoder"),
         (lambda e, s: sf.fit(s, "no-such-file"), "no-such-file, which is no file"),
         (
-            lambda e, s: sf.fit(s, "siren", sf.recipe(start="least_squares")),
-            "'random' for a SIREN that was not trained",
+            lambda e, s: sf.fit(s, "siren", sf.recipe("paper", start="mean")),
+            "'random' or 'least_squares' for a SIREN that was not trained",
         ),
         (lambda e, s: sf.fit(s, e, architecture=sf.Architecture(8)), "the encoder brings its own"),
         (lambda e, s: sf.fit([], e), "at least one"),

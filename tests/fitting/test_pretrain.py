@@ -65,7 +65,7 @@ def test_killed_runs_end_with_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_leaves_a_checkpoint(scans: list[sf.Signal], tiny: sf.Architecture, tmp_path: Path) -> None:
-    recipe, path = sf.recipe(pretrain_steps=40), tmp_path / "run.checkpoint"
+    recipe, path = sf.recipe("paper", pretrain_steps=40), tmp_path / "run.checkpoint"
 
     def press(progress: sf.Progress) -> None:
         if progress.step == 20:
@@ -91,30 +91,39 @@ def test_a_checkpoint_of_another_run_is_refused(scans: list[sf.Signal], tiny: sf
 
     with pytest.raises(RuntimeError, match="stop here"):
         sf.pretrain(
-            scans, sf.recipe(pretrain_steps=40), architecture=tiny, checkpoint=path, checkpoint_seconds=0, on_check=fail
+            scans,
+            sf.recipe("paper", pretrain_steps=40),
+            architecture=tiny,
+            checkpoint=path,
+            checkpoint_seconds=0,
+            on_check=fail,
         )
     with pytest.raises(
         sf.InputError,
         match=r"unfinished run run.checkpoint: .*got recipe\.pretrain_steps 40 -> 41\. .*delete .*run.checkpoint",
     ):
-        sf.pretrain(scans, sf.recipe(pretrain_steps=41), architecture=tiny, checkpoint=path)
+        sf.pretrain(scans, sf.recipe("paper", pretrain_steps=41), architecture=tiny, checkpoint=path)
     with pytest.raises(sf.InputError, match="fingerprints"):
-        sf.pretrain(scans[::-1], sf.recipe(pretrain_steps=40), architecture=tiny, checkpoint=path)
+        sf.pretrain(scans[::-1], sf.recipe("paper", pretrain_steps=40), architecture=tiny, checkpoint=path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(sf.InputError, match="a complete safetensors file"):
-        sf.pretrain(scans, sf.recipe(pretrain_steps=40), architecture=tiny, checkpoint=path)
+        sf.pretrain(scans, sf.recipe("paper", pretrain_steps=40), architecture=tiny, checkpoint=path)
 
 
 def test_another_thread_count_is_said(scans: list[sf.Signal], tiny: sf.Architecture, tmp_path: Path) -> None:
     path, threads = tmp_path / "run.checkpoint", torch.get_num_threads()
     sf.pretrain(
-        scans, sf.recipe(pretrain_steps=20, check_every=5), architecture=tiny, checkpoint=path, checkpoint_seconds=0
+        scans,
+        sf.recipe("paper", pretrain_steps=20, check_every=5),
+        architecture=tiny,
+        checkpoint=path,
+        checkpoint_seconds=0,
     )
     assert path.exists()
     try:
         torch.set_num_threads(threads + 1)
         with pytest.warns(UserWarning, match="will not have the same bits"):
-            sf.pretrain(scans, sf.recipe(pretrain_steps=20, check_every=5), architecture=tiny, checkpoint=path)
+            sf.pretrain(scans, sf.recipe("paper", pretrain_steps=20, check_every=5), architecture=tiny, checkpoint=path)
     finally:
         torch.set_num_threads(threads)
 
@@ -128,7 +137,7 @@ def test_different_sizes_and_channels_are_refused(scans: list[sf.Signal]) -> Non
 
 
 def test_one_signal_is_enough(scans: list[sf.Signal], tiny: sf.Architecture) -> None:
-    encoder = sf.pretrain(scans[0], sf.recipe(pretrain_steps=5), architecture=tiny)
+    encoder = sf.pretrain(scans[0], sf.recipe("paper", pretrain_steps=5), architecture=tiny)
     assert encoder.decoders["head.weight"].shape == (1, 1, 32)
     assert encoder.record["signals"] == ["mni152_z051"]
     assert encoder.record["coordinates"].startswith("[-1, 1]")

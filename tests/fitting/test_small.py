@@ -86,7 +86,7 @@ def test_losses_of_a_fit_are_those_of_the_loop(width: int) -> None:
     state = FitState.fresh(parameters, 20, False)
     fit_small(points, values, state, OMEGAS, until=20, learning_rates=rates(20, 1e-4), **USUAL)
     twins = [p.detach().clone().requires_grad_() for p in parameters]
-    adam, expected = Adam(twins, sf.recipe(), len(values)), []
+    adam, expected = Adam(twins, sf.recipe("paper"), len(values)), []
     for _ in range(21):
         losses, gradients = losses_and_gradients("torch", points, values, twins, OMEGAS, True)
         expected.append(losses)
@@ -395,21 +395,24 @@ def test_no_steps_and_no_points(encoder: sf.Encoder, unseen: list[sf.Signal]) ->
 class Newer(sf.Recipe):
     """A recipe with a field that these fits do not know."""
 
-    sampling: str = "all"
+    pruning: str = "none"
 
 
 def test_what_rules_it_out_is_named() -> None:
     tiny = sf.Architecture(32, 4, 3)
-    assert small.ruled_out(sf.recipe(), tiny, 2, 1, 784) is None
+    assert small.ruled_out(sf.recipe("paper"), tiny, 2, 1, 784) is None
     assert small.ruled_out(Newer(), tiny, 2, 1, 784) is None
-    assert small.ruled_out(Newer(sampling="lattice"), tiny, 2, 1, 784) == "recipe.sampling = 'lattice'"
-    assert "KiB" in str(small.ruled_out(sf.recipe(), sf.Architecture(), 2, 1, 784))
-    assert small.ruled_out(sf.recipe(steps=10**9), tiny, 2, 1, 784) == "recipe.steps = 1000000000, above 100000"
-    assert "MFLOP" in str(small.ruled_out(sf.recipe(), tiny, 2, 1, 10**6))
-    lines = sf.explain(
-        Newer(sampling="lattice"), [(28, 28, 1)], architecture=tiny, implementation="native"
-    ).splitlines()
-    assert lines[1] == "fits of 28x28x1: step by step: recipe.sampling = 'lattice'"
+    assert small.ruled_out(Newer(pruning="half"), tiny, 2, 1, 784) == "recipe.pruning = 'half'"
+    for change in ({"sampling": "lattice"}, {"optimiser": "kfac"}, {"schedule": "plateau"}, {"until_exact": True}):
+        ((name, value),) = change.items()
+        assert small.ruled_out(sf.recipe("paper", **change), tiny, 2, 1, 784) == f"recipe.{name} = {value!r}"
+    assert "KiB" in str(small.ruled_out(sf.recipe("paper"), sf.Architecture(), 2, 1, 784))
+    assert (
+        small.ruled_out(sf.recipe("paper", steps=10**9), tiny, 2, 1, 784) == "recipe.steps = 1000000000, above 100000"
+    )
+    assert "MFLOP" in str(small.ruled_out(sf.recipe("paper"), tiny, 2, 1, 10**6))
+    lines = sf.explain(Newer(pruning="half"), [(28, 28, 1)], architecture=tiny, implementation="native").splitlines()
+    assert lines[1] == "fits of 28x28x1: step by step: recipe.pruning = 'half'"
     lines = sf.explain("paper", [(28, 28, 1)], architecture=tiny, implementation="native").splitlines()
     assert "fit_small" in lines[1]
     with pytest.raises(sf.InputError, match="Add the channels"):

@@ -29,7 +29,7 @@ def stepper(precision: str, shared: bool, width: int, graphs: bool = True) -> Tr
     parameters = [p.detach().cuda().requires_grad_() for layer in layers for p in (layer.weight, layer.bias)]
     points = sf.signals.grid((40, 40)).cuda()
     values = torch.rand(2, len(points), 1, generator=generator).cuda()
-    adam = Adam(parameters, sf.recipe(learning_rate=1e-3), None if shared else 2)
+    adam = Adam(parameters, sf.recipe("paper", learning_rate=1e-3), None if shared else 2)
     how: dict[str, Any] = {"implementation": "triton", "independent": not shared, "keep": True}
     ours = make_stepper(points, values, parameters, [30.0] * 3, adam, precision=precision, **how)
     assert isinstance(ours, TritonStepper)
@@ -42,7 +42,7 @@ def run(ours: TritonStepper, steps: int = STEPS) -> Tensor:
     """Losses before each step."""
     losses = []
     for _ in range(steps):
-        losses.append(ours.evaluate(True))
+        losses.append(ours.evaluate(0, True))
         ours.update()
     return torch.stack(losses)
 
@@ -80,7 +80,7 @@ def test_nothing_is_allocated_or_awaited(width: int, shared: bool, graphs: bool)
                 ours._update(ours._launch_adam)
         after = torch.cuda.memory_stats()
         for _ in range(STEPS):
-            ours.evaluate(True)
+            ours.evaluate(0, True)
             ours.update()
     finally:
         torch.cuda.set_sync_debug_mode("default")

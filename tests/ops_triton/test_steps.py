@@ -80,7 +80,7 @@ def stepper(
     model = sf.Strainer(2, 20, 4, 1, 3, signals) if shared else sf.BatchedSiren(signals, 2, 20, 4, 1)
     layers = [*model.encoder.layers, model.head] if shared else [*model.layers, model.head]
     parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
-    recipe = sf.recipe(learning_rate=1e-3)
+    recipe = sf.recipe("paper", learning_rate=1e-3)
     adam = Adam(parameters, recipe, None if shared else signals)
     points, values = sf.signals.grid((8, 8)), torch.rand(signals, 64, 1)
     given = {
@@ -97,20 +97,20 @@ def test_steps_equal_plain_ones(shared: bool) -> None:
     ours, plain = stepper("triton", shared=shared), stepper("torch", shared=shared)
     assert isinstance(ours, TritonStepper)
     for _ in range(4):
-        torch.testing.assert_close(ours.evaluate(True), plain.evaluate(True), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(ours.evaluate(0, True), plain.evaluate(0, True), rtol=1e-4, atol=1e-6)
         ours.update()
         plain.update()
     ours.look()
-    assert torch.equal(ours.adam.step, plain.adam.step)
+    assert torch.equal(ours.optimiser.step, plain.optimiser.step)
     for a, b in zip(ours.parameters, plain.parameters, strict=True):
         assert relative(a.detach(), b.detach()) <= 1e-4
-    for a, b in zip(ours.adam.exp_avg_sq, plain.adam.exp_avg_sq, strict=True):
+    for a, b in zip(ours.optimiser.exp_avg_sq, plain.optimiser.exp_avg_sq, strict=True):
         assert relative(a, b) <= 1e-3
 
 
 def test_a_network_that_is_not_finite_stays_where_it_was_and_its_neighbour_goes_on() -> None:
     ours = stepper("triton")
-    ours.evaluate(True)
+    ours.evaluate(0, True)
     ours.update()
     finite = [p.detach().clone() for p in ours.parameters]
     with torch.no_grad():
@@ -122,11 +122,11 @@ def test_a_network_that_is_not_finite_stays_where_it_was_and_its_neighbour_goes_
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the interpreter computes with numpy
         for _ in range(2):
-            assert ours.evaluate(True).isfinite().tolist() == [False, True]
+            assert ours.evaluate(0, True).isfinite().tolist() == [False, True]
             ours.update()
-        ours.evaluate(True)
+        ours.evaluate(0, True)
     ours.look()
-    assert ours.adam.step.tolist() == [1, 3]
+    assert ours.optimiser.step.tolist() == [1, 3]
     assert ours.skipped.tolist() == [2, 0]
     for kept, before, now in zip(ours.last_finite(), finite, ours.parameters, strict=True):
         assert torch.equal(kept[0], before[0])
@@ -140,7 +140,7 @@ def test_gradients_that_overflow_half_precision_are_said_and_mended() -> None:
     before = [p.detach().clone() for p in ours.parameters]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        ours.evaluate(True)
+        ours.evaluate(0, True)
         ours.update()
     assert all(torch.equal(a, b) for a, b in zip(before, ours.parameters, strict=True))
     for _ in range(4):
@@ -151,9 +151,9 @@ def test_gradients_that_overflow_half_precision_are_said_and_mended() -> None:
             break
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
-            ours.evaluate(True)
+            ours.evaluate(0, True)
             ours.update()
-    assert ours.adam.step.item() >= 1
+    assert ours.optimiser.step.item() >= 1
     assert not all(torch.equal(a, b) for a, b in zip(before, ours.parameters, strict=True))
 
 
@@ -162,7 +162,7 @@ def test_roll_back_keeps_the_others_count_and_is_no_overflow() -> None:
     for implementation in ("triton", "torch"):
         ours = stepper(implementation, signals=3)
         for _ in range(3):
-            ours.evaluate(True)
+            ours.evaluate(0, True)
             ours.update()
         with torch.no_grad():
             ours.parameters[0][1] = math.nan
@@ -170,21 +170,21 @@ def test_roll_back_keeps_the_others_count_and_is_no_overflow() -> None:
         ours.changed()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
-            ours.evaluate(True)
+            ours.evaluate(0, True)
             ours.look()
             ours.update()
         # What the loop does when the guard has seen a spike.
         ours.look()
         with torch.no_grad():
             ours.parameters[0][1] = 0.1
-        ours.adam.restart(1)
+        ours.optimiser.restart(1)
         ours.changed()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            ours.evaluate(True)
+            ours.evaluate(0, True)
             ours.update()
             ours.look()
-        counts.append(ours.adam.step.tolist())
+        counts.append(ours.optimiser.step.tolist())
     assert counts[0] == counts[1] == [5, 1, 5]
 
 
@@ -192,7 +192,7 @@ def test_a_lowered_scale_survives_departures_and_memory_is_freed() -> None:
     ours = stepper("triton", "fp16")
     ours.scale /= 16
     ours.pipeline.table.scales[:, 0] *= 16
-    ours.evaluate(True)
+    ours.evaluate(0, True)
     chosen = ours.select(torch.tensor([1]))
     assert torch.equal(chosen.scale, ours.scale[1:])
     assert torch.equal(chosen.pipeline.table.scales, ours.pipeline.table.scales)
@@ -264,6 +264,6 @@ def test_half_precision_ends_where_single_does() -> None:
 
 def test_precision_of_a_recipe_is_checked() -> None:
     with pytest.raises(sf.InputError, match="precision: expected one of 'auto', 'fp32'"):
-        sf.recipe(precision="fp8")
+        sf.recipe("paper", precision="fp8")
     with pytest.raises(sf.InputError, match="precision: expected 'fp32' with implementation 'tiled', got 'fp16'"):
-        sf.fit(scans(8)[:1], "siren", sf.recipe(steps=1, precision="fp16"), implementation="tiled")
+        sf.fit(scans(8)[:1], "siren", sf.recipe("paper", steps=1, precision="fp16"), implementation="tiled")
