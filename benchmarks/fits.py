@@ -98,7 +98,7 @@ def stacked(case: FitCase, how: str) -> Fit:
 
     def run(num: int) -> Tensor:
         points, values, parameters, omegas = case.data(num)
-        adam = Adam(parameters, sf.recipe(learning_rate=case.learning_rate), num)
+        adam = Adam(parameters, sf.recipe("paper", learning_rate=case.learning_rate), num)
         leaves = [p.requires_grad_(how == "bmm") for p in parameters]
 
         def loss(network: list[Tensor], target: Tensor) -> Tensor:

@@ -229,7 +229,7 @@ def ours(problem: Problem, precision: str) -> Stepping:
     stepper = triton_stepper(problem, precision)
 
     def step() -> Tensor:
-        losses: Tensor = stepper.evaluate(True)
+        losses: Tensor = stepper.evaluate(0, True)
         stepper.update()
         return losses
 

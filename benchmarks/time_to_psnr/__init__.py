@@ -1,0 +1,1 @@
+"""Time to a PSNR: which recipe gets there first, on images nobody tuned on."""
