@@ -56,8 +56,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def append(path: Path, row: dict[str, Any]) -> None:
     """One line, on the disk when this returns."""
     path.parent.mkdir(exist_ok=True)
+    cut_short = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
     with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(("\n" if cut_short else "") + json.dumps(row) + "\n")
         file.flush()
         os.fsync(file.fileno())
 

@@ -84,7 +84,6 @@ DOMAINS = {
 
 def training_signals(domain: str, size: int, reporting: bool) -> list[sf.Signal]:
     """What encoders of a domain train on: for the report ten images, for the search those that are not tuned on."""
-    signals = DOMAINS[domain].load("train", size)
-    if reporting and domain != "faces" and domain != "earth":
-        signals += DOMAINS[domain].load("tune", size)
-    return signals
+    if reporting and domain in ("brain-mri", "photos"):
+        return samples(domain, "train", size=size)
+    return DOMAINS[domain].load("train", size)

@@ -24,8 +24,8 @@ Row = dict[str, Any]
 
 
 def median(values: Sequence[float]) -> float:
-    """Infinite where half or more are: a target that most images never reach has no median time."""
-    return float(np.sort(np.asarray(values, dtype=float))[(len(values) - 1) // 2]) if values else math.nan
+    """The upper one of an even number; infinite where half or more are, for a target that most images never reach."""
+    return float(np.sort(np.asarray(values, dtype=float))[len(values) // 2]) if values else math.nan
 
 
 def steps_to(row: Row, target: float) -> float:
