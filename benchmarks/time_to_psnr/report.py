@@ -222,12 +222,13 @@ def draw(report: Report) -> list[Path]:
     share = 0.8 / max(len(report.methods), 1)
     for i, method in enumerate(report.methods):
         heights = [median([report.seconds_to(r, t) for r in report.of(method)]) for t in TARGETS]
-        finite = [h if math.isfinite(h) else 0.0 for h in heights]
+        finite = [h if math.isfinite(h) else math.nan for h in heights]
         places = np.arange(len(TARGETS)) + i * share - 0.4
         axis.bar(places, finite, share, color=colours[method.name], label=method.name)
         for x, height in zip(places, heights, strict=True):
             if math.isinf(height):
-                axis.text(x, 0.1, "never", rotation=90, ha="center", va="bottom", fontsize=7)
+                place = axis.get_xaxis_transform()
+                axis.text(x, 0.01, "never", rotation=90, ha="center", va="bottom", fontsize=7, transform=place)
     axis.set_yscale("log")
     axis.set_xticks(range(len(TARGETS)), [f"{t} dB" for t in TARGETS])
     axis.set(ylabel="seconds, median over the images")
