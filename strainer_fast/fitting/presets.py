@@ -18,6 +18,7 @@ _FAST = Recipe(
     learning_rate=0.03,
     damping=0.1,
     pretrain_steps=1000,
+    pretrain_weight_scale=2.0,
     pretrain_optimiser="muon",
     pretrain_learning_rate=4e-3,
     pretrain_schedule="cosine",
@@ -28,7 +29,7 @@ _FAST = Recipe(
 PRESETS = {
     "paper": Recipe(),
     "fast": _FAST,
-    "quality": replace(_FAST, name="quality", freeze=0, pretrain_weight_scale=1.5, until_exact=True),
+    "quality": replace(_FAST, name="quality", freeze=0, until_exact=True),
     "prior": Recipe(name="prior", steps=300, start="least_squares", check_every=1),
     "small": Recipe(
         name="small",
