@@ -248,6 +248,7 @@ def main() -> None:
     parser.add_argument("--domains", nargs="+", default=["brain-mri", "photos", "faces"], choices=list(DOMAINS))
     parser.add_argument("--methods", nargs="+", default=[""], help="only those whose name has one of these in it")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the search; the report has seed 0")
+    parser.add_argument("--size", type=int, help="of the images; 96 in the search, 178 in the report")
     parser.add_argument("--images", type=int, help="at most so many of each domain")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--rounds", type=int, default=5, help="of timing")
@@ -272,7 +273,7 @@ def main() -> None:
     }[asked.what]
     chosen = [m for m in methods if any(part in m.name for part in asked.methods)]
     seeds = [0] if asked.what == "report" else asked.seeds
-    run(RESULTS / FILES[asked.what], chosen, asked.domains, split, size, steps, seeds, asked.images)
+    run(RESULTS / FILES[asked.what], chosen, asked.domains, split, asked.size or size, steps, seeds, asked.images)
 
 
 if __name__ == "__main__":

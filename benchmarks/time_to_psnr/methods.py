@@ -88,6 +88,8 @@ def _search() -> Iterator[Method]:
 
     for start in ("random", "least_squares", "mean"):
         yield Method(f"start: {start}", changes={"start": start}, source=adam)
+    for ridge in (1e-6, 1e-2):
+        yield Method(f"start: least_squares, ridge {ridge:g}", changes=kfac | {"ridge": ridge}, source=ours)
     yield Method("encoder: Muon, fit: Adam 1e-4", changes={"start": "least_squares"}, source=ours)
     for name, changes in {
         "Adam 3e-4, cosine": {"learning_rate": 3e-4, "schedule": "cosine"},
@@ -120,6 +122,10 @@ def _search() -> Iterator[Method]:
             "muon-x1.5", changes=ours.changes | {"pretrain_weight_scale": 1.5}, steps={"*": 300}
         ),
         "Muon, weights x 2": Source("muon-x2", changes=ours.changes | {"pretrain_weight_scale": 2.0}, steps={"*": 300}),
+        "Muon, constant rate": Source(
+            "muon-constant", changes=ours.changes | {"pretrain_schedule": "constant"}, steps={"*": 300}
+        ),
+        "Muon, no warm-up": Source("muon-cold", changes=ours.changes | {"pretrain_warmup_steps": 0}, steps={"*": 300}),
         "Muon on 3 images": Source("muon-3", changes=ours.changes, images=3, steps={"*": 300}),
         **{
             f"Muon on noise, {kind}": Source(

@@ -50,8 +50,44 @@ PURPOSES = {
     "small": "the best that the native engine runs as whole fits of small networks",
 }
 
-REASONS: dict[str, dict[str, tuple[str, str]]] = {}
-"""preset -> field -> (why it has this value, the row of benchmarks/results/psnr-search.jsonl that shows it)."""
+_FAST_REASONS = {
+    "steps": ("a cap that fits to 50 dB stay far below", "optimiser: K-FAC"),
+    "start": ("K-FAC does not get going from a random head", "optimiser: K-FAC, random head"),
+    "weight_scale": (
+        "of networks without an encoder: at 1 they stall, at 3 they are rough",
+        "no encoder, weights x 2, K-FAC",
+    ),
+    "freeze": ("as many steps as with every layer trained, each a third shorter", "freeze: stable_rank"),
+    "optimiser": ("a fraction of Adam's steps from the same start", "optimiser: K-FAC"),
+    "learning_rate": ("half and twice of it are no better", "optimiser: K-FAC, learning rate 0.06"),
+    "pretrain_steps": ("enough at 178x178; at 96x96 a tenth of it does", "encoder: Muon, 600 steps"),
+    "pretrain_weight_scale": ("keeps the last decibels fast, which trained weights lose", "encoder: Muon, weights x 2"),
+    "pretrain_optimiser": ("fits its images in a fraction of Adam's steps", "encoder: Adam, 600 steps"),
+    "pretrain_learning_rate": ("the longest step that does not roughen the encoder", "encoder: Muon 8e-3"),
+    "pretrain_schedule": ("steps of one length end the encoder far from its images", "encoder: Muon, constant rate"),
+    "pretrain_warmup_steps": ("for larger networks; here it makes little difference", "encoder: Muon, no warm-up"),
+    "check_every": ("a step gains decibels: looking later would waste some", "optimiser: K-FAC"),
+}
+
+REASONS: dict[str, dict[str, tuple[str, str]]] = {
+    "fast": _FAST_REASONS,
+    "quality": {field: why for field, why in _FAST_REASONS.items() if field != "freeze"}
+    | {"until_exact": ("nothing is left to gain once every 8-bit value is right", "")},
+    "prior": {
+        "steps": ("priors are read early: stop by hand, or by a target", ""),
+        "start": ("as good between the samples as a random head, and there sooner", "start: least_squares"),
+        "check_every": ("so that a target stops it in time", ""),
+    },
+    "small": {
+        "steps": ("the budget that its schedule ends with", ""),
+        "start": ("sooner there than a random head", "start: least_squares"),
+        "learning_rate": ("the best of the grid that still converges", "SIREN grid: adam 0.001, cosine"),
+        "schedule": ("the same grid", "SIREN grid: adam 0.001, cosine"),
+        "warmup_steps": ("the same grid", "SIREN grid: adam 0.001, cosine"),
+        "check_every": ("whole fits look at every step for nothing", ""),
+    },
+}
+"""preset -> field -> (why it has this value, the row of benchmarks/results/psnr-*.jsonl that shows it)."""
 
 
 def recipe(base: str | Recipe = "fast", **changes: Any) -> Recipe:
