@@ -2,6 +2,7 @@
 
 python -m benchmarks.time_to_psnr search            # leads, at 96x96, on the images of the search
 python -m benchmarks.time_to_psnr grid              # what the tuned SIRENs are chosen from
+python -m benchmarks.time_to_psnr small             # what whole fits of small networks can do
 python -m benchmarks.time_to_psnr denoise           # how good a prior each start is, on the images of the search
 python -m benchmarks.time_to_psnr report            # the reported fits, at 178x178, on images nobody tuned on
 python -m benchmarks.time_to_psnr timing            # seconds a step of each method, interleaved, on a quiet machine
@@ -28,14 +29,15 @@ import torch
 import strainer_fast as sf
 from benchmarks.harness import machine
 from benchmarks.time_to_psnr.domains import DOMAINS, REPORT_SIZE, SEARCH_SIZE, training_signals
-from benchmarks.time_to_psnr.methods import PRIORS, REPORTED, SEARCHED, SIREN_GRID, Method, Source
+from benchmarks.time_to_psnr.methods import PRIORS, REPORTED, SEARCHED, SIREN_GRID, SMALL, Method, Source
 
 RESULTS = Path(__file__).parents[1] / "results"
 ENCODERS = RESULTS / "encoders"
-FILES = {"search": "psnr-search.jsonl", "grid": "psnr-grid.jsonl", "report": "psnr-report.jsonl"}
+FILES = {name: f"psnr-{name}.jsonl" for name in ("search", "grid", "small", "report")}
 DENOISING = RESULTS / "psnr-denoising.jsonl"
 TIMING = RESULTS / "psnr-timing.jsonl"
 SEARCH_STEPS, GRID_STEPS, REPORT_STEPS = 60, 100, 300
+SMALL_SIZE, SMALL_STEPS, SMALL_NETWORK = 28, 300, sf.Architecture(32, 4, 3)
 KEY = ("method", "domain", "image", "size", "steps", "seed")
 TIMED_STEPS, TRAINED_STEPS = 10, 5
 DENOISE_STEPS, DEVIATION = 100, 0.1
@@ -72,7 +74,9 @@ def signals_of(source: Source, domain: str, size: int, seed: int, reporting: boo
     return signals
 
 
-def encoder_of(source: Source, domain: str, size: int, seed: int, reporting: bool) -> sf.Encoder:
+def encoder_of(
+    source: Source, domain: str, size: int, seed: int, reporting: bool, network: sf.Architecture | None = None
+) -> sf.Encoder:
     """Trained, or from the file of an earlier run."""
     size = source.size or size
     steps = source.steps_on(domain)
@@ -85,7 +89,7 @@ def encoder_of(source: Source, domain: str, size: int, seed: int, reporting: boo
     ENCODERS.mkdir(parents=True, exist_ok=True)
     print(f"  pre-training {path.stem}: {len(signals)} signals, {steps} steps", flush=True)
     recipe = sf.recipe(source.recipe, **source.changes, pretrain_steps=steps, seed=seed)
-    encoder = sf.pretrain(signals, recipe, checkpoint=path.with_suffix(".checkpoint"))
+    encoder = sf.pretrain(signals, recipe, architecture=network, checkpoint=path.with_suffix(".checkpoint"))
     encoder.save(path)
     path.with_suffix(".checkpoint").unlink(missing_ok=True)
     return encoder
@@ -100,6 +104,7 @@ def run(
     steps: int,
     seeds: Sequence[int],
     images: int | None,
+    network: sf.Architecture | None = None,
 ) -> None:
     """Fit what has no row yet."""
     done = {tuple(row[k] for k in KEY) for row in read_rows(path)}
@@ -112,10 +117,10 @@ def run(
                     if key in done:
                         continue
                     if encoder is None and method.source is not None:
-                        encoder = encoder_of(method.source, domain, size, seed, split == "report")
+                        encoder = encoder_of(method.source, domain, size, seed, split == "report", network)
                     recipe = method.fit_recipe(steps=steps, seed=seed, until_exact=split == "report")
                     began = time.perf_counter()
-                    result = sf.fit(signal, encoder or "siren", recipe)
+                    result = sf.fit(signal, encoder or "siren", recipe, architecture=None if encoder else network)
                     row = dict(zip(KEY, key, strict=True)) | {
                         "shape": list(signal.values.shape),
                         "recipe": recipe.as_dict(),
@@ -123,7 +128,7 @@ def run(
                         "psnr": [round(float(p), 3) if np.isfinite(p) else None for p in result.curves[0].psnr],
                         "final": result.psnr[0] if np.isfinite(result.psnr[0]) else None,
                         "stop": result.stop_reasons[0],
-                        "between": between_pixels(signal, encoder, recipe) if split == "tune" else None,
+                        "between": between_pixels(signal, encoder, recipe) if split == "tune" and not network else None,
                         "version": sf.__version__,
                         "date": time.strftime("%Y-%m-%d"),
                     }
@@ -244,7 +249,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.time_to_psnr", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("what", choices=("search", "grid", "denoise", "report", "timing", "write"))
+    parser.add_argument("what", choices=("search", "grid", "small", "denoise", "report", "timing", "write"))
     parser.add_argument("--domains", nargs="+", default=["brain-mri", "photos", "faces"], choices=list(DOMAINS))
     parser.add_argument("--methods", nargs="+", default=[""], help="only those whose name has one of these in it")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the search; the report has seed 0")
@@ -269,11 +274,23 @@ def main() -> None:
     methods, split, size, steps = {
         "search": (SEARCHED, "tune", SEARCH_SIZE, SEARCH_STEPS),
         "grid": (SIREN_GRID, "tune", SEARCH_SIZE, GRID_STEPS),
+        "small": (SMALL, "tune", SMALL_SIZE, SMALL_STEPS),
         "report": (REPORTED, "report", REPORT_SIZE, REPORT_STEPS),
     }[asked.what]
     chosen = [m for m in methods if any(part in m.name for part in asked.methods)]
     seeds = [0] if asked.what == "report" else asked.seeds
-    run(RESULTS / FILES[asked.what], chosen, asked.domains, split, asked.size or size, steps, seeds, asked.images)
+    network = SMALL_NETWORK if asked.what == "small" else None
+    run(
+        RESULTS / FILES[asked.what],
+        chosen,
+        asked.domains,
+        split,
+        asked.size or size,
+        steps,
+        seeds,
+        asked.images,
+        network,
+    )
 
 
 if __name__ == "__main__":

@@ -161,6 +161,25 @@ SIREN_GRID = tuple(
 """What the tuned baselines are chosen from, on the images of the search."""
 
 
+def _small() -> Iterator[Method]:
+    """What whole fits on the native engine can do, and `fast` beside it, for a network of three layers 32 wide."""
+    muon = {"pretrain_optimiser": "muon", "pretrain_learning_rate": 4e-3, "pretrain_schedule": "cosine"}
+    trained = Source("small", changes=muon, steps={"*": 300})
+    for rate in (1e-3, 2e-3, 4e-3):
+        for source, start in ((None, "random"), (None, "least_squares"), (trained, "least_squares")):
+            what = f"{'encoder' if source else 'no encoder'}, {start}, Adam {rate:g}"
+            yield Method(f"small: {what}", changes={"learning_rate": rate, "start": start}, source=source)
+        scaled = {"learning_rate": rate, "start": "least_squares", "weight_scale": 2.0}
+        yield Method(f"small: no encoder, weights x 2, least_squares, Adam {rate:g}", changes=scaled)
+        cosine = {"learning_rate": rate, "start": "least_squares", "schedule": "cosine", "warmup_steps": 5}
+        yield Method(f"small: encoder, least_squares, Adam {rate:g}, cosine", changes=cosine, source=trained)
+    yield Method("small: no encoder, fast", recipe="fast")
+    yield Method("small: encoder, fast", recipe="fast", changes={"freeze": 0}, source=trained)
+
+
+SMALL = tuple(_small())
+
+
 def _priors() -> Iterator[Method]:
     """Starts and optimisers that a noisy image is fitted with."""
     by_name = {m.name: m for m in SEARCHED}

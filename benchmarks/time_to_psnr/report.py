@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.time_to_psnr.__main__ import DENOISING, FILES, RESULTS, TIMING, first_step, read_rows
+from benchmarks.time_to_psnr.__main__ import DENOISING, FILES, RESULTS, SMALL_SIZE, TIMING, first_step, read_rows
 from benchmarks.time_to_psnr.domains import SEARCH_SIZE
 from benchmarks.time_to_psnr.methods import REPORTED, Method
 
@@ -136,16 +136,18 @@ def exactness(report: Report) -> list[str]:
 def search_table(path: Path) -> list[str]:
     """Every lead that was tried: medians over images and seeds."""
     rows = read_rows(path)
-    lines = ["| tried | fits | 30 dB | 40 dB | 50 dB | at the end | between pixels |", "|---" * 7 + "|"]
+    lines = ["| tried | fits | 30 dB | 35 dB | 40 dB | 50 dB | at the end | between pixels |", "|---" * 8 + "|"]
     for name, size in dict.fromkeys((r["method"], r["size"]) for r in rows):
         own = [r for r in rows if (r["method"], r["size"]) == (name, size)]
-        cells = [number(median([steps_to(r, t) for r in own])) for t in (30, 40, 50)]
+        cells = [number(median([steps_to(r, t) for r in own])) for t in (30, 35, 40, 50)]
         ends = [
             p for p in (next((p for p in reversed(r["psnr"]) if p is not None), None) for r in own) if p is not None
         ]
         between = [r["between"] for r in own if r.get("between") is not None]
-        name += "" if size == SEARCH_SIZE else f", at {size}x{size}"
-        lines.append(f"| {name} | {len(own)} | {' | '.join(cells)} | {median(ends):.1f} | {median(between):.1f} |")
+        name += "" if size in (SEARCH_SIZE, SMALL_SIZE) else f", at {size}x{size}"
+        lines.append(
+            f"| {name} | {len(own)} | {' | '.join(cells)} | {median(ends):.1f} | {number(median(between), '.1f')} |"
+        )
     return lines
 
 
@@ -279,6 +281,7 @@ def write() -> None:
         "exact": exactness(report),
         "search": search_table(RESULTS / FILES["search"]),
         "grid": search_table(RESULTS / FILES["grid"]),
+        "small": search_table(RESULTS / FILES["small"]),
         "denoising": denoising_table(),
     }
     for domain in report.domains:

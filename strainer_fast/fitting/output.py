@@ -34,6 +34,7 @@ def write_tables(result: FitResult, folder: Path) -> list[Path]:
         (s.name, step, f"{seconds:.4f}", f"{psnr:.4f}")
         for s, curve in zip(result.signals, result.curves, strict=True)
         for step, (psnr, seconds) in enumerate(zip(curve.psnr, curve.seconds, strict=True))
+        if not np.isnan(psnr)  # not measured; see Curve
     ]
     _write_csv(folder / "results.csv", RESULT_FIELDS, summary)
     _write_csv(folder / "curves.csv", ("name", "step", "seconds", "psnr"), curves)

@@ -32,13 +32,7 @@ PRESETS = {
     "quality": replace(_FAST, name="quality", freeze=0, until_exact=True),
     "prior": Recipe(name="prior", steps=300, start="least_squares", check_every=1),
     "small": Recipe(
-        name="small",
-        steps=500,
-        start="least_squares",
-        learning_rate=1e-3,
-        schedule="cosine",
-        warmup_steps=5,
-        check_every=1,
+        name="small", steps=500, start="least_squares", weight_scale=2.0, learning_rate=2e-3, check_every=1
     ),
 }
 
@@ -79,11 +73,10 @@ REASONS: dict[str, dict[str, tuple[str, str]]] = {
         "check_every": ("so that a target stops it in time", ""),
     },
     "small": {
-        "steps": ("the budget that its schedule ends with", ""),
-        "start": ("sooner there than a random head", "start: least_squares"),
-        "learning_rate": ("the best of the grid that still converges", "SIREN grid: adam 0.001, cosine"),
-        "schedule": ("the same grid", "SIREN grid: adam 0.001, cosine"),
-        "warmup_steps": ("the same grid", "SIREN grid: adam 0.001, cosine"),
+        "steps": ("a cap", ""),
+        "start": ("half the steps of a random head", "small: no encoder, least_squares, Adam 0.001"),
+        "weight_scale": ("of networks without an encoder", "small: no encoder, weights x 2, least_squares, Adam 0.002"),
+        "learning_rate": ("the best that needs no budget", "small: encoder, least_squares, Adam 0.002"),
         "check_every": ("whole fits look at every step for nothing", ""),
     },
 }

@@ -36,9 +36,9 @@ class FittedSignal:
     """What is known about one fitted signal.
 
     psnr is in dB, measured at the end on the weights that are kept, predictions unclamped; infinite when exact.
-    seconds is the wall time from the start of the stack it ran in to its stop. stop_reason is "target", "budget",
-    "non_finite" (kept at its last finite weights), "diverged" (kept at its best weights; see Recipe.guard_db) or
-    "interrupted".
+    seconds is the wall time from the start of the stack it ran in to its stop. stop_reason is "target", "exact" (see
+    Recipe.until_exact), "budget", "non_finite" (kept at its last finite weights), "diverged" (kept at its best weights;
+    see Recipe.guard_db) or "interrupted".
     """
 
     name: str

@@ -10,7 +10,7 @@ import strainer_fast as sf
 from benchmarks.time_to_psnr import __main__ as runner
 from benchmarks.time_to_psnr import report
 from benchmarks.time_to_psnr.domains import DOMAINS, training_signals
-from benchmarks.time_to_psnr.methods import PRIORS, REPORTED, SEARCHED, SIREN_GRID, Method, Source
+from benchmarks.time_to_psnr.methods import PRIORS, REPORTED, SEARCHED, SIREN_GRID, SMALL, Method, Source
 from strainer_fast.fitting.presets import REASONS
 
 
@@ -57,7 +57,7 @@ def test_no_image_is_both_tuned_on_and_reported() -> None:
 
 
 def test_methods_have_names_of_their_own_and_recipes_that_exist() -> None:
-    for methods in (REPORTED, SEARCHED, SIREN_GRID, PRIORS):
+    for methods in (REPORTED, SEARCHED, SIREN_GRID, SMALL, PRIORS):
         names = [m.name for m in methods]
         assert len(set(names)) == len(names)
         for method in methods:
@@ -68,7 +68,8 @@ def test_methods_have_names_of_their_own_and_recipes_that_exist() -> None:
 
 def test_every_reason_names_rows_that_were_run() -> None:
     rows = {r["method"] for r in runner.read_rows(runner.RESULTS / runner.FILES["search"])}
-    rows |= {r["method"] for r in runner.read_rows(runner.RESULTS / runner.FILES["grid"])}
+    for what in ("grid", "small"):
+        rows |= {r["method"] for r in runner.read_rows(runner.RESULTS / runner.FILES[what])}
     rows |= {r["method"] for r in runner.read_rows(runner.DENOISING)}
     named = {row for preset in REASONS.values() for _, row in preset.values() if row}
     assert named
