@@ -32,7 +32,14 @@ PRESETS = {
     "quality": replace(_FAST, name="quality", freeze=0, until_exact=True),
     "prior": Recipe(name="prior", steps=300, start="least_squares", check_every=1),
     "small": Recipe(
-        name="small", steps=500, start="least_squares", weight_scale=2.0, learning_rate=2e-3, check_every=1
+        name="small",
+        steps=500,
+        start="least_squares",
+        weight_scale=2.0,
+        learning_rate=1e-3,
+        schedule="cosine",
+        warmup_steps=5,
+        check_every=1,
     ),
 }
 
@@ -73,10 +80,12 @@ REASONS: dict[str, dict[str, tuple[str, str]]] = {
         "check_every": ("so that a target stops it in time", ""),
     },
     "small": {
-        "steps": ("a cap", ""),
-        "start": ("half the steps of a random head", "small: no encoder, least_squares, Adam 0.001"),
-        "weight_scale": ("of networks without an encoder", "small: no encoder, weights x 2, least_squares, Adam 0.002"),
-        "learning_rate": ("the best that needs no budget", "small: encoder, least_squares, Adam 0.002"),
+        "steps": ("what the schedule ends with; a target comes long before", ""),
+        "start": ("two thirds of a random head's steps", "small: no encoder, least_squares, Adam 0.001"),
+        "weight_scale": ("of networks without an encoder", "small: no encoder, weights x 2, least_squares, Adam 0.001"),
+        "learning_rate": ("the soonest at 35 and 40 dB from an encoder", "small: encoder, least_squares, Adam 0.001"),
+        "schedule": ("as soon there, and no spikes at the end", "small: encoder, least_squares, Adam 0.001, cosine"),
+        "warmup_steps": ("the same rows", "small: encoder, least_squares, Adam 0.001, cosine"),
         "check_every": ("whole fits look at every step for nothing", ""),
     },
 }
