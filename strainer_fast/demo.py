@@ -181,9 +181,8 @@ def draw(demo: DemoResult, path: Path) -> None:
         axes[row, -1].set_title(f"error ×10, step {PICTURE_STEPS[2]}", fontsize=9)
         _show(axes[row, 0], truth)
         axes[row, 0].set_title("ground truth" if row == 0 else "", fontsize=9)
-        label = method.replace(" + ", "\n+ ")
         axes[row, 0].text(
-            -0.12, 0.5, label, transform=axes[row, 0].transAxes, rotation=90, ha="center", va="center",
+            -0.12, 0.5, method, transform=axes[row, 0].transAxes, rotation=90, ha="center", va="center",
             fontsize=11, fontweight="bold", color=COLOURS[row],
         )  # fmt: skip
     left.suptitle(f"A brain scan nobody trained on ({demo.test[0].name}, {SIZE}×{SIZE})", fontsize=12)

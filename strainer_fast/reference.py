@@ -130,18 +130,30 @@ def least_squares_heads(
     f, y = f - f_mean, y - y_mean
     covariance = f.transpose(-1, -2) @ f / f.shape[-2]  # [H, H] or [N, H, H]
     cross = f.transpose(-1, -2) @ y / f.shape[-2]  # [N, H, C]
-    width = f.shape[-1]
+    weight = heads_from_moments(covariance, cross, ridge)
+    bias = (y_mean - f_mean @ weight.transpose(-1, -2)).squeeze(-2)
+    return weight.to(values.dtype), bias.to(values.dtype)
+
+
+def heads_from_moments(
+    covariance: Tensor,  # [H, H] or [N, H, H] of the features
+    cross: Tensor,  # [N, H, C] of features and values
+    ridge: float,
+) -> Tensor:  # weight [N, C, H]
+    """The weights of `least_squares_heads` from second moments about the means.
+
+    Raises InputError for a ridge that is too small.
+    """
+    width = covariance.shape[-1]
     variance = covariance.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[..., None, None]
     # Constant features (one point, say) leave nothing to solve: any positive lambda then gives weight 0.
     strength = torch.where(variance > 0, ridge * variance, torch.ones_like(variance))
-    eye = torch.eye(width, dtype=f.dtype, device=f.device)
+    eye = torch.eye(width, dtype=covariance.dtype, device=covariance.device)
     # Not linalg.solve: its LU fails on some CPU builds once torch.set_num_threads was raised and lowered again.
     factor, failed = torch.linalg.cholesky_ex(covariance + strength * eye)
     if failed.any():
         raise bad_input("ridge", "enough to make the features' covariance definite", ridge, "Use 1e-8 or more.")
-    weight = torch.cholesky_solve(cross, factor).transpose(-1, -2)  # [N, C, H]
-    bias = (y_mean - f_mean @ weight.transpose(-1, -2)).squeeze(-2)
-    return weight.to(values.dtype), bias.to(values.dtype)
+    return torch.cholesky_solve(cross, factor).transpose(-1, -2)
 
 
 def _flat(bias: Tensor | None) -> Tensor | None:

@@ -65,6 +65,12 @@ def append(path: Path, row: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
+def _of_training(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The fields that an encoder depends on."""
+    shared = ("betas", "eps", "momentum", "damping", "refresh_every", "seed", "inner_steps", "inner_learning_rate")
+    return {k: v for k, v in recipe.items() if k.startswith("pretrain_") or k in (*shared, "meta_batch")}
+
+
 def signals_of(source: Source, domain: str, size: int, seed: int, reporting: bool) -> list[sf.Signal]:
     """What an encoder trains on."""
     signals = training_signals(domain, size, reporting)[: source.images] if source.images != 0 else []
@@ -83,12 +89,15 @@ def encoder_of(
     own = domain if source.noise is None or source.images != 0 else "noise"  # noise serves every domain
     split = "report" if reporting else "search"
     path = ENCODERS / f"{split}-{source.name}-{own}-{size}-{steps}-seed{seed}.safetensors"
+    recipe = sf.recipe(source.recipe, **source.changes, pretrain_steps=steps, seed=seed)
     if path.exists():
-        return sf.Encoder.load(path)
+        encoder = sf.Encoder.load(path)
+        if _of_training(encoder.record["recipe"]) != _of_training(recipe.as_dict()):
+            raise SystemExit(f"{path} was made by another recipe: delete it, or give the source another name")
+        return encoder
     signals = signals_of(source, domain, size, seed, reporting)
     ENCODERS.mkdir(parents=True, exist_ok=True)
     print(f"  pre-training {path.stem}: {len(signals)} signals, {steps} steps", flush=True)
-    recipe = sf.recipe(source.recipe, **source.changes, pretrain_steps=steps, seed=seed)
     encoder = sf.pretrain(signals, recipe, architecture=network, checkpoint=path.with_suffix(".checkpoint"))
     encoder.save(path)
     path.with_suffix(".checkpoint").unlink(missing_ok=True)
@@ -205,7 +214,8 @@ def _training_step(source: Source, domain: str) -> float:
     """Seconds of a step of pre-training."""
     signals = signals_of(source, domain, source.size or REPORT_SIZE, 0, True)
     recipe = sf.recipe(source.recipe, **source.changes, pretrain_steps=TRAINED_STEPS)
-    return float(sf.pretrain(signals, recipe).record["seconds"]) / TRAINED_STEPS
+    # The loss after the last step is computed too.
+    return float(sf.pretrain(signals, recipe).record["seconds"]) / (TRAINED_STEPS + 1)
 
 
 def time_methods(rounds: int) -> None:

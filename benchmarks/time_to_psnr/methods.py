@@ -74,7 +74,7 @@ REPORTED = (
     Method("Meta-learned (MAML)", changes={"start": "mean"}, source=MAML),
     Method("Noise-pretrained", source=NOISE, note="ten images of uniform noise"),
     Method("fast", recipe="fast", source=FAST),
-    Method("quality", recipe="quality", source=FAST),
+    Method("fast, first layers frozen", recipe="fast", changes={"freeze": "stable_rank"}, source=FAST),
     Method("fast without an encoder", recipe="fast"),
 )
 

@@ -29,10 +29,10 @@ OptionalImages = Annotated[
 RecipeName = Annotated[str, typer.Option("--recipe", help="How to optimise; see `strainer-fast recipes`.")]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", help="FIELD=VALUE of the recipe, for example --set learning_rate=1e-3. Repeatable."),
+    typer.Option("--set", help="FIELD=VALUE of the recipe, for example --set freeze=2. Repeatable."),
 ]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps; the recipe's by default.")]
-Seed = Annotated[int, typer.Option(help="Of the random numbers.")]
+Seed = Annotated[int | None, typer.Option(help="Of the random numbers; 0 by default.")]
 Size = Annotated[str | None, typer.Option(help="Resize to HxW (or N for NxN); images keep their size without it.")]
 Crop = Annotated[bool, typer.Option("--crop", help="Cut to the aspect ratio of --size first, instead of stretching.")]
 Channels = Annotated[int | None, typer.Option(help="Convert to 1 (grey) or 3 (RGB) channels.")]

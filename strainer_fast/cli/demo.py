@@ -18,7 +18,7 @@ from strainer_fast.cli._console import Reporter, handled, table
 @handled
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the picture, the numbers and the encoder.")] = Path("demo"),
-    seed: opt.Seed = 0,
+    seed: opt.Seed = None,
     implementation: opt.Implementation = "auto",
     device: opt.Device = "auto",
     threads: opt.Threads = None,
@@ -40,9 +40,9 @@ def demo(
     reporter.say(f"running on {running_on}\n")
     fits = len(work.TEST_IMAGES) * len(work.METHODS)
     with reporter.progress("1/2 pre-training", steps) as on_pretrain:
-        encoders = work.learn(seed, implementation, device, on_pretrain)
+        encoders = work.learn(seed or 0, implementation, device, on_pretrain)
     with reporter.progress("2/2 fitting", fits * work.STEPS) as on_fit:
-        result = work.compare(encoders, seed, implementation, device, on_fit)
+        result = work.compare(encoders, seed or 0, implementation, device, on_fit)
 
     psnr, seconds = work.tables(result)
     reporter.say(f"\nmean over {len(result.test)} unseen scans\n{table(psnr[0], psnr[1:])}\n")

@@ -43,8 +43,9 @@ MODELS = {
 
 
 def _path(shape: tuple[int, ...], network: Architecture) -> str:
-    """What `strainer_fast.explain` says of fits of one shape."""
-    return explain_fit("paper", [shape], architecture=network).splitlines()[1].partition(": ")[2]
+    """What `strainer_fast.explain` says of fits of one shape by the default recipe and the one for small networks."""
+    told = {name: explain_fit(name, [shape], architecture=network).splitlines()[1] for name in ("fast", "small")}
+    return "; ".join(f"recipe {name}: {line.partition(': ')[2]}" for name, line in told.items())
 
 
 @handled

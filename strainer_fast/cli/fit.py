@@ -33,7 +33,7 @@ def fit(
     recipe: opt.RecipeName = "fast",
     fields: opt.Changes = None,
     steps: opt.Steps = None,
-    seed: opt.Seed = 0,
+    seed: opt.Seed = None,
     size: opt.Size = None,
     crop: opt.Crop = False,
     channels: opt.Channels = None,

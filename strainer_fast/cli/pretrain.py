@@ -30,7 +30,7 @@ def pretrain(
     recipe: opt.RecipeName = "fast",
     fields: opt.Changes = None,
     steps: opt.Steps = None,
-    seed: opt.Seed = 0,
+    seed: opt.Seed = None,
     size: opt.Size = None,
     crop: opt.Crop = False,
     channels: opt.Channels = None,
@@ -63,12 +63,12 @@ def pretrain(
     if kind is not None:
         shape = signals[0].shape if signals else opt.parse_size(size)
         count = signals[0].channels if signals else channels or 1
-        signals += noise(kind, noise_count, shape or (), channels=count, amplitude=noise_amplitude, seed=seed)
+        signals += noise(kind, noise_count, shape or (), channels=count, amplitude=noise_amplitude, seed=settings.seed)
     checkpoint = out.with_name(out.name + ".checkpoint")
     if out.is_dir():
         raise bad_input("--out", "a file", f"the folder {out}", "For example encoder.safetensors.")
-    # Parameters, two Adam moments, and the old file beside the new one.
-    check_writable(out.parent, 8 * 4 * architecture.hidden_features**2 * architecture.num_layers)
+    # Parameters, up to five more of their size by the optimiser, and the old file beside the new one.
+    check_writable(out.parent, 12 * 4 * architecture.hidden_features**2 * architecture.num_layers)
     if out.exists() and not checkpoint.exists() and not overwrite:
         _check_same(Encoder.load(out), settings.as_dict(), architecture, [s.fingerprint() for s in signals], out)
         reporter.say(f"{out} is complete already; nothing to do (--overwrite begins anew)")

@@ -94,6 +94,7 @@ def check_memory(
     shared: bool,
     architecture: Architecture,
     device: torch.device,
+    num_frozen: int = 0,
 ) -> None:
     """Refuse a signal whose step cannot fit, before anything starts: the system would kill the process.
 
@@ -101,6 +102,8 @@ def check_memory(
     """
     points = signal.samples().shape[0]
     needed = step_bytes(implementation, points, signal.channels, num_signals, shared, architecture)
+    if num_frozen:  # their features are kept for all points
+        needed += 4 * points * architecture.hidden_features
     available = _available_bytes(device)
     if available is not None and needed > available:
         other = "Use implementation='tiled', a" if implementation == "torch" else "Use a"

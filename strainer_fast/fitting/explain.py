@@ -19,7 +19,7 @@ from strainer_fast.ops.triton import path_of
 
 
 def explain(
-    recipe: str | Recipe = "paper",
+    recipe: str | Recipe = "fast",
     shapes: Sequence[Sequence[int]] = (),
     *,
     architecture: Architecture | None = None,
@@ -48,7 +48,7 @@ def explain(
         *axes, channels = (check_count("shapes", n) for n in shape)
         how = "step by step"
         if chosen == "triton":
-            precision = resolve_precision(recipe.precision, chosen, where)
+            precision = resolve_precision(recipe.precision, chosen, where, can_skip=recipe.optimiser == "adam")
             sizes = len(axes), channels, network.hidden_features, network.num_layers
             how = f"step by step by Triton kernels: {path_of(*sizes, precision, where)}"
         if chosen == "native":

@@ -96,7 +96,7 @@ def fit(
     recipe = get_recipe(recipe) if target_psnr is None else get_recipe(recipe, target_psnr=target_psnr)
     where = choose_device(device)
     chosen = choose(implementation, where).name
-    precision = resolve_precision(recipe.precision, chosen, where)
+    precision = resolve_precision(recipe.precision, chosen, where, can_skip=recipe.optimiser == "adam")
     start_from = _resolve_init(init, architecture)
     network = start_from.architecture if isinstance(start_from, Encoder) else start_from
     in_features = _check_dimensions(signals, start_from)
@@ -105,11 +105,11 @@ def fit(
     frozen = FrozenFeatures(start_from if isinstance(start_from, Encoder) else None, depth)
     small_too = choose(implementation, where, whole_fits=True).name == "native"
     elements = STACK_ELEMENTS if where.type == "cpu" else GPU_STACK_ELEMENTS
-    if recipe.sampling == "error":
-        elements = 0  # points are drawn by the errors of a signal, so each is alone
+    if recipe.sampling != "full":
+        elements = 0  # which points, and how many, follows one signal's progress
     stacks = _stacks(signals, network, recipe, small_too, elements)
     for stack, _ in stacks:
-        engine.check_memory(chosen, signals[stack[0]], len(stack), False, network, where)
+        engine.check_memory(chosen, signals[stack[0]], len(stack), False, network, where, depth)
     settings = {
         "recipe": recipe.as_dict(),
         "init": f"encoder {start_from.fingerprint()}" if isinstance(start_from, Encoder) else "siren",
@@ -244,6 +244,7 @@ def _fit_stack(
         independent=True,
         target_psnr=recipe.target_psnr,
         shape=signals[0].shape,
+        num_frozen=len(frozen.layers),
         begin=begin,
         stop=stop,
         on_check=lambda seen: look(seen, network_of),

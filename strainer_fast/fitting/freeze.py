@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from strainer_fast import reference
 from strainer_fast._checks import bad_input
 from strainer_fast.fitting.recipe import STABLE_RANK
 from strainer_fast.models import Architecture, Encoder
@@ -58,10 +59,13 @@ class FrozenFeatures:
         if not self.layers:
             return points
         if self._last is None or self._last[0] != tuple(shape) or self._last[1].device != points.device:
-            blocks = []
-            for block in torch.split(points, CHUNK):
-                for layer in self.layers:
-                    block = layer.to(points.device)(block)
-                blocks.append(block)
-            self._last = (tuple(shape), torch.cat(blocks))
+            last = points.new_empty(len(points), self.layers[-1].weight.shape[0])
+            # Copies: the encoder is the caller's and stays where it is.
+            copies = [[p.detach().to(points.device) for p in layer.parameters()] for layer in self.layers]
+            for start in range(0, len(points), CHUNK):
+                block = points[start : start + CHUNK]
+                for (weight, bias), layer in zip(copies, self.layers, strict=True):
+                    block = reference.sine_linear(block, weight, bias, layer.omega)
+                last[start : start + CHUNK] = block
+            self._last = (tuple(shape), last)
         return self._last[1]

@@ -75,10 +75,13 @@ class Kfac(Optimiser):
         """Take back steps that raised the loss; see Optimiser.settle."""
         total = losses if self.step.ndim else losses.sum().view(1)
         good = (total <= self.best) | torch.isinf(self.best)
+        for g in gradients:  # half precision may overflow here alone
+            finite = torch.isfinite(g)
+            good = good & (finite.flatten(1).all(1) if self.step.ndim else finite.all())
         for p, kept, v in zip(parameters, self.kept, self.velocity, strict=True):
             ok = self._each(good, p)
             p.copy_(kept.copy_(torch.where(ok, p.detach(), kept)))
-            v.mul_(ok)
+            v.copy_(torch.where(ok, v, torch.zeros_like(v)))
         for g, kept in zip(gradients, self.kept_gradients if gradients else (), strict=True):
             g.copy_(kept.copy_(torch.where(self._each(good, g), g, kept)))
         if self.moved:
@@ -105,7 +108,7 @@ class Kfac(Optimiser):
             parts = (direction[..., :-1], direction[..., -1])
             for p, v, part in zip(parameters[2 * i :], self.velocity[2 * i :], parts, strict=False):
                 p.sub_(v.mul_(self.momentum).add_(self._each(rate, p) * part))
-        self.step += 1
+        self.advance()
         self.moved = True
 
     def _refresh(self, parameters: Sequence[Tensor], networks: Tensor, step: int) -> None:

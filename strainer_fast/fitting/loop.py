@@ -104,6 +104,7 @@ def optimise(
     independent: bool,
     target_psnr: float | None = None,
     shape: Sequence[int] | None = None,
+    num_frozen: int = 0,
     optimiser: Optimiser | None = None,
     mse_so_far: Sequence[Sequence[float]] = (),
     begin: float | None = None,
@@ -118,6 +119,7 @@ def optimise(
         independent: True for N stacked networks, each of which stops on its own and leaves the stack; False for
             shared parameters, where all signals stop together and one non-finite loss stops all.
         shape: samples per axis, for recipes that sample points; None takes all points in every step.
+        num_frozen: layers that were cut off before these; `points` are then their features.
         optimiser: with the state to continue from; fresh by default.
         mse_so_far: with `optimiser`, the losses of the steps already done, per signal.
         begin: time.perf_counter() that seconds are counted from; now, by default.
@@ -131,7 +133,7 @@ def optimise(
     """
     num_signals = values.shape[0]
     count = num_signals if independent else None
-    optimiser = optimiser or make_optimiser(parameters, recipe, count, points, omegas)
+    optimiser = optimiser or make_optimiser(parameters, recipe, count, points, omegas, num_frozen)
     first = len(mse_so_far[0]) if mse_so_far else 0
     trace = Trace(
         [0] * num_signals,
@@ -143,8 +145,9 @@ def optimise(
     running = list(range(num_signals))
     guard = Guard(parameters, recipe.guard_db) if recipe.guard_db is not None and independent else None
     plateau = Plateau(num_signals) if recipe.schedule == "plateau" and independent else None
-    sampled = shape is not None and recipe.sampling != "full"
-    sampler = Sampler(recipe, shape, points.device) if shape is not None and sampled else None
+    sampler = None
+    if shape is not None and recipe.sampling != "full":
+        sampler = Sampler(recipe, shape, points.device)
     meta = not independent and recipe.pretrain_method != "strainer"
     stepper = (MetaStepper if meta else make_stepper)(
         points,
@@ -173,7 +176,7 @@ def optimise(
             if not measured[-1]:
                 pending[-1], measured[-1] = stepper.measure(), True
             elif sampler is not None:
-                sampler.look((-10 * pending[-1].log10()).tolist(), None)
+                sampler.look(float(-10 * pending[-1].log10()), None)
             seen = torch.stack(pending).cpu().double().numpy()  # [checked steps, running]
             known = np.array(measured)
             pending.clear()

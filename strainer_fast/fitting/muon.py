@@ -50,11 +50,17 @@ class Muon(Optimiser):
     Hidden matrices, which are the weights of all sine layers but the first, move by learning_rate times their
     orthogonalised Nesterov momentum, matrices of one shape in one batch; first layer, heads and biases by Adam at half
     that rate. The recipe's learning_rate, schedule, momentum (0.95), betas and eps count.
+
+    Args:
+        parameters, recipe, num_signals: see Optimiser.
+        num_frozen: layers before these, which do not move.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], recipe: Recipe, num_signals: int | None) -> None:
+    def __init__(
+        self, parameters: Sequence[Tensor], recipe: Recipe, num_signals: int | None, num_frozen: int = 0
+    ) -> None:
         super().__init__(parameters, recipe, num_signals)
-        self.hidden = range(2, len(parameters) - 2, 2)
+        self.hidden = range(0 if num_frozen else 2, len(parameters) - 2, 2)
         self.rest = [i for i in range(len(parameters)) if i not in self.hidden]
         self.momentum = MOMENTUM if recipe.momentum is None else recipe.momentum
         self.buffers = [torch.zeros_like(parameters[i], requires_grad=False) for i in self.hidden]
@@ -75,7 +81,7 @@ class Muon(Optimiser):
             out, width = p.shape[-2:]
             per_signal = rows(on_device, p) if p.ndim == 3 else on_device.flatten()[0]
             p.sub_(per_signal * max(1.0, out / width) ** 0.5 * direction)
-        self.step += 1
+        self.advance()
 
     def state(self) -> dict[str, Tensor]:
         """Counts, momenta and the state of Adam."""

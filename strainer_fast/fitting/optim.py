@@ -29,7 +29,8 @@ class Optimiser:
     def __init__(self, parameters: Sequence[Tensor], recipe: Recipe, num_signals: int | None) -> None:
         self.recipe = recipe
         # On the host, which decides by them: they never depend on what the device computes.
-        self.step = torch.zeros(() if num_signals is None else (num_signals,), dtype=torch.int64)
+        self.step = torch.zeros(() if num_signals is None else (num_signals,), dtype=torch.int64)  # since `restart`
+        self.taken = torch.zeros_like(self.step)  # in all, which the schedule goes by
         self.scale = torch.ones(self.step.shape, dtype=torch.float64)  # of the learning rate
         self.halvings = torch.zeros_like(self.step)  # by schedule "plateau"
 
@@ -46,21 +47,27 @@ class Optimiser:
 
     def state(self) -> dict[str, Tensor]:
         """All that a checkpoint must hold, by name; the tensors themselves."""
-        return {"step": self.step, "scale": self.scale, "halvings": self.halvings}
+        return {"step": self.step, "taken": self.taken, "scale": self.scale, "halvings": self.halvings}
 
     def select(self, indices: Tensor) -> None:
         """Keep the state of these signals only."""
         host = indices.cpu()
-        self.step, self.scale, self.halvings = self.step[host], self.scale[host], self.halvings[host]
+        self.step, self.taken = self.step[host], self.taken[host]
+        self.scale, self.halvings = self.scale[host], self.halvings[host]
 
     def restart(self, signal: int) -> None:
         """Forget the state of one signal and halve its learning rate."""
         self.step[signal] = 0
         self.scale[signal] /= 2
 
+    def advance(self) -> None:
+        """Count a step."""
+        self.step += 1
+        self.taken += 1
+
     def learning_rate(self) -> Tensor:  # [N] or [], float64
         """Of the next step of each signal."""
-        return self.recipe.learning_rate * self.scale * factor(self.recipe, self.step, self.halvings)
+        return self.recipe.learning_rate * self.scale * factor(self.recipe, self.taken, self.halvings)
 
 
 class Adam(Optimiser):
@@ -87,7 +94,7 @@ class Adam(Optimiser):
             self._fused(parameters, gradients, int(step[0]), float(rate[0]))
         else:
             self._per_signal(parameters, gradients, learning_rate)
-        self.step += 1
+        self.advance()
 
     def _fused(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], step: int, rate: float) -> None:
         beta1, beta2 = self.recipe.betas

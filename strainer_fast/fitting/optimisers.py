@@ -13,9 +13,16 @@ from strainer_fast.fitting.recipe import Recipe
 
 
 def make_optimiser(
-    parameters: Sequence[Tensor], recipe: Recipe, num_signals: int | None, points: Tensor, omegas: Sequence[float]
+    parameters: Sequence[Tensor],
+    recipe: Recipe,
+    num_signals: int | None,
+    points: Tensor,
+    omegas: Sequence[float],
+    num_frozen: int = 0,
 ) -> Optimiser:
-    """What `recipe.optimiser` names, with a fresh state; arguments as of Optimiser and Kfac."""
+    """What `recipe.optimiser` names, with a fresh state; arguments as of Optimiser, Kfac and Muon."""
     if recipe.optimiser == "kfac":
         return Kfac(parameters, recipe, num_signals, points, omegas)
-    return {"adam": Adam, "muon": Muon}[recipe.optimiser](parameters, recipe, num_signals)
+    if recipe.optimiser == "muon":
+        return Muon(parameters, recipe, num_signals, num_frozen)
+    return Adam(parameters, recipe, num_signals)

@@ -65,7 +65,8 @@ def pretrain(
 
     Returns:
         The Encoder, with its decoders and a record of the run. `record["stop_reason"]` is "budget", or "non_finite"
-        where training diverged and the last finite weights are returned.
+        where training diverged and the last finite weights are returned. `record["psnr"]` has a number per signal;
+        meta-learning knows only the mean of its last batch after the inner steps, and repeats it.
 
     Raises:
         InputError: signals of different sizes or channels, or a checkpoint of another run.
@@ -77,9 +78,10 @@ def pretrain(
     architecture = architecture or Architecture()
     where = choose_device(device)
     chosen = choose(implementation, where).name
-    precision = resolve_precision(recipe.precision, chosen, where)
+    precision = resolve_precision(recipe.precision, chosen, where, can_skip=training.optimiser == "adam")
     _check_uniform(signals)
-    engine.check_memory(chosen, signals[0], len(signals), True, architecture, where)
+    graph = "torch" if recipe.pretrain_method == "maml" else chosen  # which keeps all activations
+    engine.check_memory(graph, signals[0], len(signals), True, architecture, where)
     path = None if checkpoint is None else Path(checkpoint)
 
     model = Strainer(

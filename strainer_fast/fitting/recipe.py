@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Real
 from typing import Any
 
-from strainer_fast._checks import bad_input, check_choice, check_count, check_real
+from strainer_fast._checks import bad_input, bad_type, check_choice, check_count, check_real
 from strainer_fast.ops.dispatch import PRECISIONS
 
 STARTS = ("random", "least_squares", "mean")
@@ -35,8 +36,9 @@ class Recipe:
         freeze: of fits from an encoder (ignored without one): how many of its first sine layers stay as they are, or
             "stable_rank": all up to the one of highest ||W||_F^2 / ||W||_2^2 (arXiv 2605.08298), but not the last.
             Their features are computed once.
-        optimiser: "adam"; "muon" (orthogonalised momentum for hidden matrices, Adam at half the learning rate for the
-            rest); "kfac" (Kronecker-factored Gauss-Newton steps; a step that raises the loss is taken back).
+        optimiser: of fits, as are the fields up to `batch_points`: "adam"; "muon" (orthogonalised momentum for hidden
+            matrices, Adam at half the learning rate for the rest); "kfac" (Kronecker-factored Gauss-Newton steps; a
+            step that raises the loss is taken back).
         learning_rate: of the optimiser; of "kfac" the share of a Gauss-Newton step, which then adapts.
         betas, eps: Adam's.
         momentum: of "muon" (Nesterov's) and "kfac"; None is 0.95 and 0.5.
@@ -48,23 +50,24 @@ class Recipe:
         warmup_steps: steps over which the learning rate grows linearly to its value.
         sampling: of fits: points a step sees: "full"; or `batch_points` of them, drawn anew each step: "random",
             "lattice" (one from each cell of a regular partition) or "error" (half uniformly, half by the error last
-            seen). PSNR is measured on all points, at every look.
+            seen). PSNR is measured on all points, at every look. Signals then run one by one.
         batch_points: points of a step in the beginning, a share of all in (0, 1]; it doubles at each 10 dB above
             20 dB until it is all.
         pretrain_method: "strainer" (shared encoder, a decoder per signal), or meta-learning of a whole network: "maml"
             (second order; arXiv 1703.03400) or "reptile" (arXiv 1803.02999), with `inner_steps` of SGD at
-            `inner_learning_rate` on each of `meta_batch` signals, and `learning_rate` outside.
+            `inner_learning_rate` on each of `meta_batch` signals, and `pretrain_learning_rate` outside.
         pretrain_steps: optimiser steps of pre-training.
         pretrain_weight_scale, pretrain_optimiser, pretrain_learning_rate, pretrain_schedule, pretrain_warmup_steps: as
             above, of pre-training.
         target_psnr: stop a signal of a fit once it reaches this many dB; None runs all steps.
-        until_exact: stop a signal of a fit once its values, rounded to 8 bits, equal the signal's.
+        until_exact: stop a signal of a fit once its values, rounded to 8 bits, equal the signal's (so rounded too,
+            where it has more).
         guard_db: of fits: roll a network back to its best weights, once and with half the learning rate, when its PSNR
             at a look falls this many dB below its best or its loss is not finite; the second time it stops there
             ("diverged"). None: no roll-back, a fit whose loss is not finite stops at its last finite weights.
         precision: what operands of products are rounded to, sums being float32: "fp32", or on a GPU "tf32", "fp16",
-            "bf16"; "auto" is fp16 with the Triton kernels on a GPU, where it is as good (gradients are scaled inside),
-            else fp32.
+            "bf16"; "auto" is fp16 for Adam with the Triton kernels on a GPU, where it is as good up to 60 dB (gradients
+            are scaled inside), else fp32.
         check_every: steps between two looks at the loss; a fit can only stop at one of them.
         seed: of pre-training's initial weights. A fit draws a signal's from the seed and the signal's values, so they
             depend neither on its company nor on its place.
@@ -108,8 +111,13 @@ class Recipe:
 
     def __post_init__(self) -> None:
         betas = self.betas
-        if not isinstance(betas, Sequence) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        numbers = isinstance(betas, Sequence) and all(isinstance(beta, Real) for beta in betas)
+        if not numbers or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise bad_input("betas", "two numbers in [0, 1)", betas, "Adam's defaults are (0.9, 0.999).")
+        if isinstance(self.freeze, str) and self.freeze != STABLE_RANK:
+            raise bad_input(
+                "freeze", f"a number of layers or {STABLE_RANK!r}", repr(self.freeze), "Check the spelling."
+            )
         momentum = None if self.momentum is None else check_real("momentum", self.momentum, minimum=0)
         if momentum is not None and momentum >= 1:
             raise bad_input("momentum", "a number in [0, 1)", momentum, "For example 0.5.")
@@ -161,6 +169,13 @@ class Recipe:
                 "Use 'adam' or 'muon' with it.",
             )
 
+        if self.pretrain_method != "strainer" and self.pretrain_optimiser == "kfac":
+            fix = "Use 'adam' or 'muon'."
+            raise bad_input("pretrain_optimiser", "one that takes any gradient, for meta-learning", "'kfac'", fix)
+        if self.pretrain_schedule == "plateau":
+            fix = "Pre-training has a budget."
+            raise bad_input("pretrain_schedule", "'constant' or 'cosine'", "'plateau'", fix)
+
     def of_pretraining(self) -> Recipe:
         """The same with what belongs to pre-training in the place of what belongs to fits."""
         return replace(
@@ -184,6 +199,8 @@ def with_changes(base: Recipe, changes: dict[str, Any]) -> Recipe:
 
     Raises InputError for an unknown field or a value out of range.
     """
+    if not isinstance(base, Recipe):
+        raise bad_type("recipe", "a Recipe or the name of a preset", base, "See strainer_fast.recipe.")
     known = {field.name for field in fields(Recipe)}
     unknown = sorted(set(changes) - known)
     if unknown:

@@ -15,10 +15,12 @@ GROW_FROM_DB, GROW_EVERY_DB = 20.0, 10.0
 
 
 def share(recipe: Recipe, psnr: float) -> float:
-    """Which part of the points a step takes once the fit stands at `psnr` dB (of the worst signal of a stack)."""
+    """Which part of the points a step takes once the fit stands at `psnr` dB."""
     if recipe.sampling == "full":
         return 1.0
-    doublings = max(0, math.floor((psnr - GROW_FROM_DB) / GROW_EVERY_DB)) if math.isfinite(psnr) else 0
+    if not psnr > GROW_FROM_DB:
+        return recipe.batch_points
+    doublings = math.floor(min(psnr - GROW_FROM_DB, 1000.0) / GROW_EVERY_DB)
     return min(1.0, recipe.batch_points * 2.0**doublings)
 
 
@@ -35,7 +37,7 @@ class Sampler:
         self.recipe, self.shape, self.device = recipe, tuple(shape), device
         self.number = math.prod(self.shape)
         self.share = share(recipe, -math.inf)
-        self.errors: Tensor | None = None  # [P], squared, where last measured
+        self.errors: Tensor | None = None  # [P] float64, running sums of the squared errors last measured
 
     def draw(self, step: int) -> Tensor | None:  # [batch] int64
         """Indices of the points of a step; None for all."""
@@ -46,15 +48,16 @@ class Sampler:
         if self.recipe.sampling == "lattice":
             chosen = self._lattice(generator)
         elif self.recipe.sampling == "error" and self.errors is not None:
-            by_error = torch.multinomial(self.errors, count - count // 2, replacement=True, generator=generator)
+            at = torch.rand(count - count // 2, generator=generator, dtype=torch.float64) * self.errors[-1]
+            by_error = torch.searchsorted(self.errors, at).clamp_max(self.number - 1)
             chosen = torch.cat([torch.randperm(self.number, generator=generator)[: count // 2], by_error])
         else:
             chosen = torch.randperm(self.number, generator=generator)[:count]
         return chosen.to(self.device)
 
     def _lattice(self, generator: torch.Generator) -> Tensor:
-        """One point of each cell of a regular partition of the grid."""
-        cells = self.share ** (1 / len(self.shape))
+        """One point of each cell of a regular partition of the grid, which is shifted at random: all are as likely."""
+        cells = self.share ** (1 / sum(size > 1 for size in self.shape))
         axes = []
         for size in self.shape:
             number = max(1, round(cells * size))
@@ -64,11 +67,12 @@ class Sampler:
         index = torch.zeros_like(grids[0])
         for size, (first, width), cell in zip(self.shape, axes, grids, strict=True):
             at = (torch.rand(index.shape, generator=generator) * width[cell]).long()
-            index = index * size + first[cell] + torch.minimum(at, width[cell] - 1)
+            shift = int(torch.randint(size, (), generator=generator))
+            index = index * size + (first[cell] + torch.minimum(at, width[cell] - 1) + shift) % size
         return index.view(-1)
 
-    def look(self, psnr: Sequence[float], errors: Tensor | None) -> None:
-        """See the PSNR of the signals that share the points, and the squared error of each point [P]."""
-        self.share = share(self.recipe, min(psnr, default=-math.inf))
-        if errors is not None:
-            self.errors = errors.cpu() + 1e-12
+    def look(self, psnr: float, errors: Tensor | None) -> None:
+        """See the PSNR of the signal, and the squared error of each point [P]."""
+        self.share = share(self.recipe, psnr)
+        if errors is not None and torch.isfinite(errors).all():
+            self.errors = (errors.cpu().double() + 1e-12).cumsum(0)

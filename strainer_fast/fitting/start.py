@@ -12,6 +12,9 @@ from strainer_fast import reference
 from strainer_fast._checks import bad_input
 from strainer_fast.models import Architecture, BatchedSiren, Encoder, Siren
 
+CHUNK = 2**13
+"""Points whose features are held at once, in float64."""
+
 
 def signal_seed(seed: int, fingerprint: str) -> int:
     """The seed that a fit draws a signal's initial weights from: the recipe's and the signal's own values.
@@ -54,11 +57,21 @@ def scale_hidden(layers: nn.ModuleList, weight_scale: float) -> None:
 
 @torch.no_grad()
 def least_squares_start(stack: BatchedSiren, points: Tensor, values: Tensor, ridge: float) -> None:
-    """Replace the heads by the closed-form best ones on the features as they are, in place."""
-    weight, bias = reference.least_squares_heads(stack.features(points), values, ridge)
+    """Replace the heads by the closed-form best ones on the features as they are, in place.
+
+    `reference.least_squares_heads`, from moments that are summed some points at a time.
+    """
+    sums: list[Tensor] | None = None
+    for start in range(0, len(points), CHUNK):
+        f = stack.features(points[start : start + CHUNK]).double()  # [N, P, H]
+        y = values[:, start : start + CHUNK].double()
+        parts = [f.sum(1, keepdim=True), y.sum(1, keepdim=True), f.mT @ f, f.mT @ y]
+        sums = parts if sums is None else [a + b for a, b in zip(sums, parts, strict=True)]
+    f_mean, y_mean, covariance, cross = (s / len(points) for s in sums or ())
+    weight = reference.heads_from_moments(covariance - f_mean.mT @ f_mean, cross - f_mean.mT @ y_mean, ridge)
     stack.head.weight.copy_(weight)
     if stack.head.bias is not None:
-        stack.head.bias.copy_(bias)
+        stack.head.bias.copy_((y_mean - f_mean @ weight.mT).squeeze(1))
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from strainer_fast.fitting.sampling import Sampler
 from strainer_fast.ops import losses_and_gradients, siren_values
 from strainer_fast.ops.tiled import normalisation
 from strainer_fast.ops.triton import on_device
+
+CHUNK = 2**15
+"""Points whose predictions are held at once."""
 
 
 class Stepper:
@@ -80,24 +83,27 @@ class Stepper:
         losses, _ = self._sweep(self.points, self.values, False)
         if self.sampler is not None:
             wanted = self.sampler.recipe.sampling == "error"
-            errors = (self._predictions() - self.values).square().mean((0, 2)) if wanted else None
-            self.sampler.look((-10 * losses.log10()).tolist(), errors)
+            errors = None
+            if wanted:
+                errors = torch.cat([(y - v).square().mean(-1) for y, v in self._predictions(0)])
+            self.sampler.look(float(-10 * losses.log10()), errors)
         return losses
 
-    def _predictions(self) -> Tensor:  # [N, P, C]
-        weights, biases = self.parameters[::2], self.parameters[1::2]
-        chosen = {"implementation": self.implementation, "precision": self.precision}
-        return siren_values(self.points, weights, biases, self.omegas, **chosen)
+    def _predictions(self, row: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(predictions, values) of one network, some points at a time."""
+        weights, biases = ([p.detach()[row] for p in self.parameters[i::2]] for i in (0, 1))
+        for start in range(0, len(self.points), CHUNK):
+            block = slice(start, start + CHUNK)
+            found = siren_values(self.points[block], weights, biases, self.omegas, implementation=self.implementation)
+            yield found, self.values[row, block]
 
     def exact(self, rows: Sequence[int]) -> list[int]:
         """Those of the networks `rows` whose values, rounded to 8 bits, equal the signal's."""
-        right = []
-        for row in rows:
-            weights, biases = ([p.detach()[row] for p in self.parameters[i::2]] for i in (0, 1))
-            values = siren_values(self.points, weights, biases, self.omegas, implementation=self.implementation)
-            if torch.equal((values.clamp(0, 1) * 255).round(), (self.values[row] * 255).round()):
-                right.append(row)
-        return right
+
+        def equal(found: Tensor, values: Tensor) -> bool:
+            return torch.equal((found.clamp(0, 1) * 255).round(), (values * 255).round())
+
+        return [row for row in rows if all(equal(*each) for each in self._predictions(row))]
 
     def update(self) -> None:
         """The optimiser's step with the gradients of the last `evaluate`."""
@@ -230,10 +236,12 @@ class TritonStepper(Stepper):
         optimiser = self.optimiser
         with torch.no_grad(), on_device(self.points):
             if optimiser.recipe.schedule != "constant" or optimiser.recipe.warmup_steps:
-                self.learning_rate.copy_(optimiser.learning_rate().view(-1))
+                rate = optimiser.learning_rate().float().view(-1)
+                # From pinned memory the copy does not wait for the GPU.
+                self.learning_rate.copy_(rate.pin_memory() if self.points.is_cuda else rate, non_blocking=True)
             self._update(self._launch_adam)
-        # As far as the host knows, until `look`: a skipped step does not count.
-        optimiser.step += 1
+        # As far as the host knows: `look` takes skipped steps out of those since the restart.
+        optimiser.advance()
 
     def last_finite(self) -> list[Tensor]:
         """Weights of the last evaluation with a finite loss, of each network."""

@@ -73,13 +73,14 @@ def choose(
     return Choice("tiled", f"one pass over tiles of points in PyTorch's calls; {why}")
 
 
-def resolve_precision(precision: str, implementation: str, device: torch.device) -> str:
+def resolve_precision(precision: str, implementation: str, device: torch.device, *, can_skip: bool = True) -> str:
     """A recipe's precision as a name of PRECISIONS: "auto" is fp16 where the Triton kernels run on a GPU, else fp32.
 
+    `can_skip` says whether the optimiser skips steps whose gradients overflow; without, "auto" is fp32.
     Raises InputError as `check_precision`.
     """
     if precision == "auto":
-        return "fp16" if implementation == "triton" and device.type == "cuda" else "fp32"
+        return "fp16" if implementation == "triton" and device.type == "cuda" and can_skip else "fp32"
     check_precision(precision, implementation)
     return precision
 

@@ -43,15 +43,16 @@ def noise(
     """
     check_choice("kind", kind, KINDS)
     check_count("count", count)
-    shape = (size, size) if isinstance(size, int) else tuple(size)
-    for n in (*shape, channels):
-        check_count("size and channels", n)
+    check_count("seed", seed, 0, 2**62)
+    sizes = tuple(size) if isinstance(size, Sequence) else (size, size)
+    shape = tuple(check_count("size", n) for n in sizes)
+    check_count("channels", channels)
     if check_real("amplitude", amplitude, above=0) > 1:
         raise bad_input("amplitude", "a number in (0, 1]", amplitude, "Values are in [0, 1].")
     draw = {"uniform": _uniform, "gaussian": _gaussian, "spectrum": _spectrum, "dead-leaves": _dead_leaves}[kind]
     signals = []
-    for i in range(check_count("count", count)):
-        generator = torch.Generator().manual_seed((1_000_003 * check_count("seed", seed, 0, 2**62) + i) % 2**63)
+    for i in range(count):
+        generator = torch.Generator().manual_seed((1_000_003 * seed + i) % 2**63)
         values = draw((*shape, channels), generator)
         signals.append(Signal((0.5 + amplitude * (values - 0.5)).clamp(0, 1), f"noise-{kind}-{i}"))
     return signals

@@ -131,11 +131,25 @@ def test_a_signal_that_leaves_takes_only_its_own_state_along(settings: dict[str,
 def test_kfac_never_lets_a_loss_rise() -> None:
     recipe = sf.recipe("paper", **KFAC | {"learning_rate": 3.0})  # far too long
     points, values, parameters = stack(2)
-    losses = torch.stack(steps(Kfac(parameters, recipe, 2, points, OMEGAS), points, values, parameters, 25))
-    assert (losses.diff(dim=0) <= 0).all()
-    assert (losses[-1] < 0.9 * losses[0]).all()  # the rate has found its way down
-    final, _ = gradients_of(points, values, parameters)
-    assert torch.isfinite(final).all()
+    optimiser, last, taken_back = Kfac(parameters, recipe, 2, points, OMEGAS), None, 0
+    for _ in range(25):
+        loss, gradients = gradients_of(points, values, parameters)
+        settled = optimiser.settle(parameters, loss, gradients)
+        again, fresh = gradients_of(points, values, parameters)  # of the weights that are in place now
+        torch.testing.assert_close(settled, again)
+        for g, expected in zip(gradients, fresh, strict=True):
+            torch.testing.assert_close(g, expected)
+        if last is not None:
+            assert (again <= last).all()
+            for n in torch.nonzero(loss > last).flatten().tolist():
+                taken_back += 1
+                assert all(float(v[n].abs().max()) == 0 for v in optimiser.velocity)
+        last = again
+        optimiser.update(parameters, gradients)
+    assert taken_back > 0
+    assert (optimiser.rate < 1).all()
+    first, _ = gradients_of(*stack(2))
+    assert (last < 0.9 * first).all()
 
 
 def test_kfac_takes_a_step_to_infinity_back() -> None:
@@ -149,6 +163,42 @@ def test_kfac_takes_a_step_to_infinity_back() -> None:
     settled = optimiser.settle(parameters, loss, gradients)
     assert torch.isfinite(settled).all()
     assert all(torch.equal(a, b) for a, b in zip(parameters, start, strict=True))
+    optimiser.rate.fill_(1e-40)
+    optimiser.update(parameters, gradients)
+    losses = steps(optimiser, points, values, parameters, 4)
+    assert losses[-1] < settled
+
+
+def test_kfac_goes_on_after_gradients_that_overflowed() -> None:
+    points, values, parameters = stack(2)
+    optimiser = Kfac(parameters, sf.recipe("paper", **KFAC), 2, points, OMEGAS)
+    before = steps(optimiser, points, values, parameters, 3)
+    loss, gradients = gradients_of(points, values, parameters)
+    gradients[2][0, 0, 0] = float("inf")  # of the first network
+    optimiser.settle(parameters, loss, gradients)
+    optimiser.update(parameters, gradients)
+    after = steps(optimiser, points, values, parameters, 4)
+    assert torch.isfinite(after[-1]).all()
+    assert (after[-1] < before[-1]).all()
+
+
+def test_a_schedule_goes_on_after_a_roll_back() -> None:
+    recipe = sf.recipe("paper", schedule="cosine", steps=10, learning_rate=1.0)
+    points, values, parameters = stack(2)
+    adam = make_optimiser(parameters, recipe, 2, points, OMEGAS)
+    steps(adam, points, values, parameters, 5)
+    adam.restart(1)
+    first, second = adam.learning_rate().tolist()
+    assert second == pytest.approx(first / 2)
+    assert adam.step.tolist() == [5, 0]
+
+
+def test_muon_takes_a_hidden_matrix_that_now_comes_first() -> None:
+    _, _, parameters = stack(1)
+    recipe = sf.recipe("paper", optimiser="muon")
+    assert list(Muon(parameters, recipe, 1).hidden) == [2]
+    assert list(Muon(parameters[2:], recipe, 1, num_frozen=1).hidden) == [0]
+    assert list(Muon(parameters[4:], recipe, 1, num_frozen=2).hidden) == []
 
 
 def test_kfac_beats_adam_by_far_on_a_scan(scans: list[sf.Signal], encoder: sf.Encoder) -> None:
@@ -208,7 +258,7 @@ def test_cosine_warm_up_and_plateau() -> None:
     )  # fmt: skip
     for _ in range(105):
         rates.append(float(optimiser.learning_rate()))
-        optimiser.step += 1
+        optimiser.advance()
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[55] == pytest.approx(0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi / 2)))
     assert float(optimiser.learning_rate()) == pytest.approx(0.02)
@@ -237,9 +287,16 @@ def test_bad_settings() -> None:
         ({"batch_points": 1.5}, "batch_points"),
         ({"optimiser": "kfac", "sampling": "random"}, "compares each loss"),
         ({"freeze": -1}, "freeze"),
-        ({"freeze": "deep"}, "freeze"),
+        ({"freeze": "deep"}, "'stable_rank'"),
+        ({"betas": "ab"}, "betas"),
+        ({"betas": [0.9, None]}, "betas"),
+        ({"base": 5}, "Check the spelling"),
+        ({"pretrain_schedule": "plateau"}, "has a budget"),
+        ({"pretrain_method": "maml", "pretrain_optimiser": "kfac"}, "for meta-learning"),
         ({"until_exact": 1}, "until_exact"),
         ({"pretrain_method": "anil"}, "pretrain_method"),
     ):
         with pytest.raises((sf.InputError, sf.InputTypeError), match=message):
             sf.recipe("paper", **change)
+    with pytest.raises(sf.InputTypeError, match="name of a preset"):
+        sf.recipe(3)

@@ -86,15 +86,16 @@ def test_features_of_frozen_layers_are_computed_once_for_all_signals(
     unseen: list[sf.Signal], encoder: sf.Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    layer = type(encoder.layers[0])
-    forward = layer.forward
-    monkeypatch.setattr(layer, "forward", lambda self, x: calls.append(len(x)) or forward(self, x))
+    layer = reference.sine_linear
+    monkeypatch.setattr(reference, "sine_linear", lambda x, *rest: calls.append(len(x)) or layer(x, *rest))
     frozen = FrozenFeatures(encoder, 2)
     points = unseen[0].points()
     first, again = frozen.of((16, 16), points), frozen.of((16, 16), points)
     assert first is again
     assert calls == [256, 256]
     torch.testing.assert_close(first, encoder.layers[1](encoder.layers[0](points)).detach())
+    FrozenFeatures(encoder, 1).of((16, 16), points.to("meta"))  # another device
+    assert all(p.device.type == "cpu" for p in encoder.parameters())
 
 
 def test_stable_rank_chooses_the_layer(encoder: sf.Encoder) -> None:
@@ -119,10 +120,9 @@ def test_a_step_on_some_points_and_psnr_on_all(sampling: str, unseen: list[sf.Si
     assert again.psnr == result.psnr
 
 
-def test_signals_that_sample_by_their_errors_do_not_see_each_other(
-    unseen: list[sf.Signal], encoder: sf.Encoder
-) -> None:
-    recipe = changed(sampling="error")
+@pytest.mark.parametrize("sampling", ["lattice", "error"])
+def test_signals_that_sample_do_not_see_each_other(sampling: str, unseen: list[sf.Signal], encoder: sf.Encoder) -> None:
+    recipe = changed(sampling=sampling)
     together = sf.fit(unseen[:2], encoder, recipe)
     assert sf.fit(unseen[1], encoder, recipe).psnr[0] == together.psnr[1]
 
@@ -133,17 +133,28 @@ def test_a_lattice_has_a_point_in_every_cell() -> None:
     chosen = sampler.draw(3)
     assert torch.equal(chosen, sampler.draw(3))
     assert not torch.equal(chosen, sampler.draw(4))
-    rows, columns = chosen // 17, chosen % 17
+    assert len(set(chosen.tolist())) == 5 * 8
     edges = torch.arange(9) * 17 // 8
-    cells = (rows // 2) * 8 + torch.searchsorted(edges[1:], columns, right=True)
-    assert sorted(cells.tolist()) == list(range(5 * 8))
+    unshifted = []  # some shift of rows and columns brings one point into each cell
+    for down in range(10):
+        for right in range(17):
+            rows, columns = (chosen // 17 + down) % 10, (chosen % 17 + right) % 17
+            cells = (rows // 2) * 8 + torch.searchsorted(edges[1:], columns, right=True)
+            unshifted.append(sorted(cells.tolist()) == list(range(5 * 8)))
+    assert any(unshifted)
+    drawn = torch.bincount(torch.cat([sampler.draw(step) for step in range(3000)]), minlength=170)
+    assert drawn.min() > 0.8 * drawn.float().mean()  # all are as likely
+    assert drawn.max() < 1.2 * drawn.float().mean()
+    line = Sampler(recipe, (1, 64), torch.device("cpu"))
+    assert len(line.draw(0)) == 16
 
 
 def test_points_are_drawn_where_the_error_is() -> None:
     sampler = Sampler(sf.recipe("paper", sampling="error", batch_points=0.5), (20, 20), torch.device("cpu"))
     errors = torch.zeros(400)
     errors[:40] = 1.0
-    sampler.look([10.0], errors)
+    sampler.look(10.0, errors)
+    sampler.look(10.0, torch.full((400,), math.nan))  # a spike teaches nothing
     drawn = sampler.draw(0)
     assert len(drawn) == 200
     assert 100 <= int((drawn < 40).sum()) < 140
@@ -151,11 +162,12 @@ def test_points_are_drawn_where_the_error_is() -> None:
 
 def test_the_share_of_points_grows_with_progress() -> None:
     recipe = sf.recipe("paper", sampling="random", batch_points=0.25)
-    assert [share(recipe, p) for p in (-math.inf, 10, 29, 31, 41, 60)] == [0.25, 0.25, 0.25, 0.5, 1.0, 1.0]
+    at = (-math.inf, math.nan, 10, 29, 31, 41, 60, math.inf)
+    assert [share(recipe, p) for p in at] == [0.25, 0.25, 0.25, 0.25, 0.5, 1.0, 1.0, 1.0]
     sampler = Sampler(recipe, (8, 8), torch.device("cpu"))
-    sampler.look([45.0, 31.0], None)  # the worst signal of a stack counts
+    sampler.look(31.0, None)
     assert len(sampler.draw(0)) == 32
-    sampler.look([45.0], None)
+    sampler.look(45.0, None)
     assert sampler.draw(0) is None
 
 
@@ -312,3 +324,22 @@ def test_spectra_of_noise() -> None:
 def test_bad_noise(call: Callable[[], object]) -> None:
     with pytest.raises((sf.InputError, sf.InputTypeError)):
         call()
+
+
+def test_least_squares_from_sums_is_the_formula(
+    unseen: list[sf.Signal], encoder: sf.Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from strainer_fast.fitting import start
+
+    monkeypatch.setattr(start, "CHUNK", 100)
+    points, values = unseen[0].points(), torch.stack([s.samples() for s in unseen[:2]])
+    stack = start.initial_stack(encoder, 2, 1, [1, 2])
+    start.least_squares_start(stack, points, values, 1e-4)
+    weight, bias = reference.least_squares_heads(encoder(points).detach(), values, 1e-4)
+    torch.testing.assert_close(stack.head.weight.detach(), weight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stack.head.bias.detach(), bias, rtol=1e-4, atol=1e-5)
+
+
+def test_sampling_by_error_survives_a_spike(unseen: list[sf.Signal], encoder: sf.Encoder) -> None:
+    recipe = sf.recipe("paper", sampling="error", guard_db=3.0, learning_rate=1e38, steps=12, check_every=1)
+    assert sf.fit(unseen[0], encoder, recipe).stop_reasons == ["diverged"]
