@@ -219,16 +219,20 @@ def _training_step(source: Source, domain: str) -> float:
 
 
 def time_methods(rounds: int) -> None:
-    """Seconds until the first step and per step, all methods in turn, round after round."""
+    """Seconds until the first step and per step of all methods that have rows, in turn, round after round."""
+    fitted = {(r["method"], r["domain"]) for r in read_rows(RESULTS / FILES["report"])}
     for domain in DOMAINS:
+        methods = [m for m in REPORTED if (m.name, domain) in fitted]
+        if not methods:
+            continue
         signal = DOMAINS[domain].load("report", REPORT_SIZE)[0]
-        seen: dict[str, list[tuple[float, float]]] = {m.name: [] for m in REPORTED}
+        seen: dict[str, list[tuple[float, float]]] = {m.name: [] for m in methods}
         encoders = {
-            m.name: None if m.source is None else encoder_of(m.source, domain, REPORT_SIZE, 0, True) for m in REPORTED
+            m.name: None if m.source is None else encoder_of(m.source, domain, REPORT_SIZE, 0, True) for m in methods
         }
-        training: dict[str, list[float]] = {m.name: [] for m in REPORTED}
+        training: dict[str, list[float]] = {m.name: [] for m in methods}
         for _ in range(rounds + 1):
-            for method in REPORTED:
+            for method in methods:
                 if method.source is not None:
                     training[method.name].append(_training_step(method.source, domain))
                 recipe = method.fit_recipe(steps=TIMED_STEPS)

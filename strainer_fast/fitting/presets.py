@@ -46,7 +46,7 @@ PURPOSES = {
     "paper": "STRAINER to the letter (arXiv 2409.09566): what others are compared with",
     "fast": "fewest seconds to a PSNR; the default",
     "quality": "best PSNR in a budget of steps, until 8-bit data come back exactly",
-    "prior": "best for inverse problems and for pixels between the ones that were fitted",
+    "prior": "best between the samples that were fitted and for inverse problems; for pre-training too",
     "small": "the best that the native engine runs as whole fits of small networks",
 }
 
