@@ -73,7 +73,7 @@ REASONS: dict[str, dict[str, tuple[str, str]]] = {
     "quality": _FAST_REASONS | {"until_exact": ("nothing is left to gain once every 8-bit value is right", "")},
     "prior": {
         "steps": ("priors are read early: stop by hand, or by a target", ""),
-        "start": ("as good between the samples as a random head, and there sooner", "start: least_squares"),
+        "start": ("denoises as well as a random head, in fewer steps", "start: least_squares"),
         "check_every": ("so that a target stops it in time", ""),
     },
     "small": {
