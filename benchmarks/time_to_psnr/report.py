@@ -208,7 +208,7 @@ def draw(report: Report) -> list[Path]:
             if found is None:
                 continue
             x, middle, low, high = found
-            width = 2.6 if method.name in ("fast", "quality") else 1.4
+            width = 2.6 if method.name == "fast" else 1.4
             axis.fill_between(x, low, high, color=colours[method.name], alpha=0.08, lw=0)
             axis.plot(x, middle, color=colours[method.name], lw=width, label=method.name)
         axis.set(ylabel="PSNR (dB)", ylim=(10, 80), xlabel="seconds" if in_seconds else "optimiser steps")
