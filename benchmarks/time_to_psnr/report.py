@@ -195,11 +195,12 @@ def curves(report: Report, method: Method, in_seconds: bool) -> tuple[Any, Any, 
 
 def draw(report: Report) -> list[Path]:
     """PSNR over steps and over seconds with the range of the images, and seconds to each target as bars."""
+    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     PICTURES.mkdir(exist_ok=True)
-    colours = {m.name: f"C{i % 10}" for i, m in enumerate(REPORTED)}
+    colours = {m.name: colormaps["tab20"](i % 20) for i, m in enumerate(REPORTED)}
     figure = Figure(figsize=(13, 5.5), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     for axis, in_seconds in zip(figure.subplots(1, 2), (False, True), strict=True):
@@ -213,6 +214,7 @@ def draw(report: Report) -> list[Path]:
             axis.plot(x, middle, color=colours[method.name], lw=width, label=method.name)
         axis.set(ylabel="PSNR (dB)", ylim=(10, 80), xlabel="seconds" if in_seconds else "optimiser steps")
         axis.set_xscale("log" if in_seconds else "symlog")
+        axis.set_xlim(left=0.2 if in_seconds else 0)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(frameon=False, fontsize=8)
@@ -236,7 +238,7 @@ def draw(report: Report) -> list[Path]:
     axis.set_yscale("log")
     axis.set_xticks(range(len(TARGETS)), [f"{t} dB" for t in TARGETS])
     axis.set(ylabel="seconds, median over the images")
-    axis.legend(frameon=False, fontsize=8, ncols=2)
+    axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     axis.spines[["top", "right"]].set_visible(False)
     paths.append(PICTURES / "psnr-bars.png")
     figure.savefig(paths[1], dpi=110)
