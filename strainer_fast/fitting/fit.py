@@ -26,6 +26,7 @@ from strainer_fast.fitting.start import (
     initial_stack,
     least_squares_start,
     mean_start,
+    resolve_scale,
     signal_seed,
 )
 from strainer_fast.models import Architecture, Encoder, Siren
@@ -188,7 +189,8 @@ def _fit_stack(
     points = signals[0].points().to(device)
     values = torch.stack([s.samples() for s in signals]).to(device)
     seeds = [signal_seed(recipe.seed, fingerprint) for fingerprint in hashes]
-    stack = initial_stack(init, points.shape[1], values.shape[2], seeds, recipe.weight_scale).to(device)
+    scale = resolve_scale(recipe.weight_scale, signals[0].shape)
+    stack = initial_stack(init, points.shape[1], values.shape[2], seeds, scale).to(device)
     if recipe.start == "least_squares":
         least_squares_start(stack, points, values, recipe.ridge)
     elif recipe.start == "mean" and isinstance(init, Encoder):

@@ -21,7 +21,7 @@ from strainer_fast.fitting.optim import Optimiser
 from strainer_fast.fitting.optimisers import make_optimiser
 from strainer_fast.fitting.presets import recipe as get_recipe
 from strainer_fast.fitting.recipe import Recipe
-from strainer_fast.fitting.start import scale_hidden
+from strainer_fast.fitting.start import resolve_scale, scale_hidden
 from strainer_fast.models import Architecture, Encoder, Siren, Strainer
 from strainer_fast.ops import choose, choose_device
 from strainer_fast.ops.dispatch import resolve_precision
@@ -94,8 +94,8 @@ def pretrain(
         architecture.omegas,
     )
     model.reset_parameters(torch.Generator().manual_seed(recipe.seed))
-    scale_hidden(model.encoder.layers, training.weight_scale)
-    scale_hidden(nn.ModuleList([model.encoder.layers[0], *model.decoder]), training.weight_scale)
+    scale = resolve_scale(training.weight_scale, signals[0].shape)
+    scale_hidden(nn.ModuleList([*model.encoder.layers, *model.decoder]), scale)
     model.to(where)
     parameters = [p for layer in _layers(model) for p in (layer.weight, layer.bias)]
     points = signals[0].points().to(where)

@@ -16,6 +16,7 @@ SCHEDULES = ("constant", "cosine", "plateau")
 SAMPLINGS = ("full", "random", "lattice", "error")
 PRETRAINING = ("strainer", "maml", "reptile")
 STABLE_RANK = "stable_rank"
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class Recipe:
             they are; see weight_scale for networks that were not trained) or "mean" (of the pre-training decoders).
         ridge: weight penalty of the least-squares start, relative to the mean variance of the features.
         weight_scale: what the hidden layers' weights of a network without an encoder are multiplied by
-            (arXiv 2410.04779); 1 is SIREN's initialisation.
+            (arXiv 2410.04779); 1 is SIREN's initialisation, "auto" grows with the samples per axis n as
+            2 (n / 178)^0.36, within 1 and 3: finer grids need higher frequencies, on coarser ones the same weights
+            would run wild between the samples.
         freeze: of fits from an encoder (ignored without one): how many of its first sine layers stay as they are, or
             "stable_rank": all up to the one of highest ||W||_F^2 / ||W||_2^2 (arXiv 2605.08298), but not the last.
             Their features are computed once.
@@ -79,7 +82,7 @@ class Recipe:
     steps: int = 2000
     start: str = "random"
     ridge: float = 1e-4
-    weight_scale: float = 1.0
+    weight_scale: float | str = 1.0
     freeze: int | str = 0
     optimiser: str = "adam"
     learning_rate: float = 1e-4
@@ -94,7 +97,7 @@ class Recipe:
     batch_points: float = 0.25
     pretrain_method: str = "strainer"
     pretrain_steps: int = 5000
-    pretrain_weight_scale: float = 1.0
+    pretrain_weight_scale: float | str = 1.0
     pretrain_optimiser: str = "adam"
     pretrain_learning_rate: float = 1e-4
     pretrain_schedule: str = "constant"
@@ -130,7 +133,7 @@ class Recipe:
             "steps": check_count("steps", self.steps, 0),
             "start": check_choice("start", self.start, STARTS),
             "ridge": check_real("ridge", self.ridge, minimum=0),
-            "weight_scale": check_real("weight_scale", self.weight_scale, above=0),
+            "weight_scale": _check_scale("weight_scale", self.weight_scale),
             "freeze": self.freeze if self.freeze == STABLE_RANK else check_count("freeze", self.freeze, 0),
             "optimiser": check_choice("optimiser", self.optimiser, OPTIMISERS),
             "learning_rate": check_real("learning_rate", self.learning_rate, above=0),
@@ -145,7 +148,7 @@ class Recipe:
             "batch_points": share,
             "pretrain_method": check_choice("pretrain_method", self.pretrain_method, PRETRAINING),
             "pretrain_steps": check_count("pretrain_steps", self.pretrain_steps, 0),
-            "pretrain_weight_scale": check_real("pretrain_weight_scale", self.pretrain_weight_scale, above=0),
+            "pretrain_weight_scale": _check_scale("pretrain_weight_scale", self.pretrain_weight_scale),
             "pretrain_optimiser": check_choice("pretrain_optimiser", self.pretrain_optimiser, OPTIMISERS),
             "pretrain_learning_rate": check_real("pretrain_learning_rate", self.pretrain_learning_rate, above=0),
             "pretrain_schedule": check_choice("pretrain_schedule", self.pretrain_schedule, SCHEDULES),
@@ -192,6 +195,12 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `Recipe(**data)` brings it back."""
         return asdict(self) | {"betas": list(self.betas)}
+
+
+def _check_scale(what: str, value: object) -> float | str:
+    if isinstance(value, str) and value != AUTO:
+        raise bad_input(what, f"a number above 0 or {AUTO!r}", repr(value), "Check the spelling.")
+    return AUTO if value == AUTO else check_real(what, value, above=0)
 
 
 def with_changes(base: Recipe, changes: dict[str, Any]) -> Recipe:

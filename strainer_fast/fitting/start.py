@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from strainer_fast import reference
 from strainer_fast._checks import bad_input
+from strainer_fast.fitting.recipe import AUTO
 from strainer_fast.models import Architecture, BatchedSiren, Encoder, Siren
 
 CHUNK = 2**13
@@ -46,6 +48,14 @@ def initial_stack(
             scale_hidden(siren.layers, weight_scale)
             sirens.append(siren)
     return BatchedSiren.from_sirens(sirens)
+
+
+def resolve_scale(weight_scale: float | str, shape: Sequence[int]) -> float:
+    """Recipe.weight_scale as a number, for signals of `shape` samples per axis."""
+    if weight_scale != AUTO:
+        return float(weight_scale)
+    samples = math.pow(math.prod(shape), 1 / len(shape))
+    return min(3.0, max(1.0, 2.0 * math.pow(samples / 178, 0.36)))
 
 
 @torch.no_grad()

@@ -343,3 +343,32 @@ def test_least_squares_from_sums_is_the_formula(
 def test_sampling_by_error_survives_a_spike(unseen: list[sf.Signal], encoder: sf.Encoder) -> None:
     recipe = sf.recipe("paper", sampling="error", guard_db=3.0, learning_rate=1e38, steps=12, check_every=1)
     assert sf.fit(unseen[0], encoder, recipe).stop_reasons == ["diverged"]
+
+
+def test_weights_grow_with_the_grid(unseen: list[sf.Signal], tiny: sf.Architecture) -> None:
+    from strainer_fast.fitting.start import resolve_scale
+
+    assert resolve_scale(2.5, (9, 9)) == 2.5
+    scales = [resolve_scale("auto", (n, n)) for n in (8, 48, 178, 10_000)]
+    assert scales == [1.0, pytest.approx(1.248, abs=1e-3), pytest.approx(2.0), 3.0]
+    assert resolve_scale("auto", (178, 178, 178)) == pytest.approx(2.0)
+    large = sf.Signal(torch.rand(60, 60, 1))
+    plain, scaled = (
+        sf.fit(large, "siren", changed(steps=0, weight_scale=s), architecture=tiny).weights for s in (1.0, "auto")
+    )
+    factor = resolve_scale("auto", (60, 60))
+    torch.testing.assert_close(scaled["layers.2.weight"], factor * plain["layers.2.weight"])
+    with pytest.raises(sf.InputError, match="'auto'"):
+        sf.recipe("paper", weight_scale="large")
+
+
+def test_the_default_recipe_is_no_noise_between_the_samples() -> None:
+    full = sf.signals.samples("brain-mri", "test", size=64)[4].values[:63, :63]
+    half = sf.Signal(full[::2, ::2].contiguous())
+    network = sf.Architecture(64, 5, 4)
+    result = sf.fit(half, "siren", sf.recipe("fast", steps=60), target_psnr=40.0, architecture=network)
+    unseen = torch.ones(63, 63, dtype=torch.bool)
+    unseen[::2, ::2] = False
+    error = (result.render((63, 63))[0] - full)[unseen].square().mean()
+    assert result.psnr[0] >= 40
+    assert float(-10 * torch.log10(error)) > 18
