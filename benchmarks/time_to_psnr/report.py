@@ -50,6 +50,12 @@ class Report:
         return [r for r in self.rows if r["method"] == method.name and domain in (None, r["domain"])]
 
     @property
+    def complete(self) -> list[Method]:
+        """Methods with a row for every image: only their medians may stand side by side in a plot."""
+        images = {(r["domain"], r["image"]) for r in self.rows}
+        return [m for m in self.methods if len(self.of(m)) == len(images)]
+
+    @property
     def domains(self) -> list[str]:
         """In the order of the rows."""
         return list(dict.fromkeys(r["domain"] for r in self.rows))
@@ -204,7 +210,7 @@ def draw(report: Report) -> list[Path]:
     figure = Figure(figsize=(13, 5.5), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     for axis, in_seconds in zip(figure.subplots(1, 2), (False, True), strict=True):
-        for method in report.methods:
+        for method in report.complete:
             found = curves(report, method, in_seconds)
             if found is None:
                 continue
@@ -225,8 +231,8 @@ def draw(report: Report) -> list[Path]:
     figure = Figure(figsize=(13, 4.5), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    share = 0.8 / max(len(report.methods), 1)
-    for i, method in enumerate(report.methods):
+    share = 0.8 / max(len(report.complete), 1)
+    for i, method in enumerate(report.complete):
         heights = [median([report.seconds_to(r, t) for r in report.of(method)]) for t in TARGETS]
         finite = [h if math.isfinite(h) else math.nan for h in heights]
         places = np.arange(len(TARGETS)) + i * share - 0.4
