@@ -12,6 +12,7 @@ ORDER = [
     "_version",
     "_checks",
     "_files",
+    "_random",
     "reference",
     "ops",
     "nn",

@@ -50,8 +50,8 @@ class Method:
 
     def fit_recipe(self, **more: Any) -> sf.Recipe:
         """The recipe of its fits."""
-        own = {} if self.steps is None or more.get("steps", 0) < self.steps else {"steps": self.steps}
-        return sf.recipe(self.recipe, **{"check_every": 1} | self.changes | more | own)
+        recipe = sf.recipe(self.recipe, **{"check_every": 1} | self.changes | more)
+        return recipe if self.steps is None else sf.recipe(recipe, steps=min(recipe.steps, self.steps))
 
 
 FULL = {"brain-mri": 5000, "*": 1000}

@@ -18,14 +18,9 @@ from strainer_fast.ops import explain
 from strainer_fast.signals import Signal, Skipped, load_all
 from strainer_fast.signals.samples import sample_folders
 
-Images = Annotated[
-    list[str],
-    typer.Argument(help="Image files and folders, or samples:brain-mri/train (test, all), samples:photos/..."),
-]
-OptionalImages = Annotated[
-    list[str] | None,
-    typer.Argument(help="Image files and folders, or samples:brain-mri/train (test, all), samples:photos/..."),
-]
+_IMAGES = typer.Argument(help="Image files and folders, or samples:brain-mri/train (test, all), samples:photos/...")
+Images = Annotated[list[str], _IMAGES]
+OptionalImages = Annotated[list[str] | None, _IMAGES]
 RecipeName = Annotated[str, typer.Option("--recipe", help="How to optimise; see `strainer-fast recipes`.")]
 Changes = Annotated[
     list[str] | None,

@@ -116,10 +116,10 @@ def pretrain(
 
 def _noise_kind(source: str, images: list[str] | None, size: str | None) -> str | None:
     """The kind of noise that --source asks for; None for images alone."""
-    of_images, plus, kind = source.rpartition("+") if "+" in source else ("", "", source)
-    wants_images = source == "images" or bool(plus)
-    form = "images, noise:KIND or images+noise:KIND"
-    if (plus and of_images != "images") or (source != "images" and not kind.startswith("noise:")):
+    wants_images = source.startswith("images")
+    rest = source.removeprefix("images+")
+    if source != "images" and not rest.startswith("noise:"):
+        form = "images, noise:KIND or images+noise:KIND"
         raise bad_input("--source", form, repr(source), f"KIND is one of {', '.join(KINDS)}.")
     if wants_images != bool(images):
         expected = "image files or folders" if wants_images else "no images"
@@ -128,7 +128,7 @@ def _noise_kind(source: str, images: list[str] | None, size: str | None) -> str 
         raise bad_input("--source", "a --size for noise", "none", "For example --size 178x178.")
     if source == "images":
         return None
-    return check_choice("--source", kind.removeprefix("noise:"), KINDS)
+    return check_choice("--source", rest.removeprefix("noise:"), KINDS)
 
 
 def _check_same(

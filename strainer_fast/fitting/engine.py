@@ -17,6 +17,9 @@ from strainer_fast.ops.dispatch import triton_version
 from strainer_fast.ops.tiled import MIN_TILE, TILE_ELEMENTS
 from strainer_fast.signals import Signal
 
+CHUNK = 2**15
+"""Points evaluated at once, about: rendering, measuring and features need memory for these, not for all activations."""
+
 
 def environment(
     implementation: str, device: torch.device, whole_fits: bool = False, precision: str = "fp32"

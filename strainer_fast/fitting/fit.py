@@ -228,6 +228,7 @@ def _fit_stack(
             parameters,
             stack.omegas,
             recipe,
+            num_frozen=len(frozen.layers),
             begin=begin,
             stop=stop,
             on_check=lambda seen: look(seen, network_of),

@@ -10,12 +10,10 @@ from torch import Tensor
 
 from strainer_fast import reference
 from strainer_fast._checks import bad_input
+from strainer_fast.fitting.engine import CHUNK
 from strainer_fast.fitting.recipe import STABLE_RANK
 from strainer_fast.models import Architecture, Encoder
 from strainer_fast.nn import SineLinear
-
-CHUNK = 2**15
-"""Points whose features are computed at once."""
 
 
 def stable_rank(weight: Tensor) -> float:  # [out, in]

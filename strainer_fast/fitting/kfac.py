@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from strainer_fast import reference
+from strainer_fast._random import generator_at
 from strainer_fast.fitting.optim import Optimiser, rows
 from strainer_fast.fitting.recipe import Recipe
 
@@ -113,7 +114,7 @@ class Kfac(Optimiser):
 
     def _refresh(self, parameters: Sequence[Tensor], networks: Tensor, step: int) -> None:
         """Both factors of each layer of some networks from a sample of the points, damped and inverted."""
-        generator = torch.Generator().manual_seed((1_000_003 * self.recipe.seed + step) % 2**63)
+        generator = generator_at(self.recipe.seed, step)
         number = min(len(self.points), FACTOR_POINTS)
         chosen = torch.randperm(len(self.points), generator=generator)[:number].to(self.points.device)
         outputs = parameters[-1].numel() // max(self.step.numel(), 1)

@@ -27,7 +27,7 @@ DIVERGED, INTERRUPTED = "diverged", "interrupted"
 a roll-back, Ctrl-C."""
 
 EXACT_FROM_DB = 50.0
-"""Values are compared from here on: below, rounding errors are larger than an 8-bit step."""
+"""Values are compared from here on only: it takes an evaluation of the network, which is all but never exact below."""
 
 
 @dataclass(frozen=True)

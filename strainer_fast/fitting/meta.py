@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from strainer_fast import reference
+from strainer_fast._random import generator_at
 from strainer_fast.fitting.stepper import Stepper
 from strainer_fast.ops import losses_and_gradients
 
@@ -21,16 +22,13 @@ class MetaStepper(Stepper):
     def evaluate(self, step: int, want_gradients: bool) -> Tensor:  # [N], the same for all
         """Mean loss after the inner steps, over this step's signals, and what `update` needs."""
         recipe, number = self.optimiser.recipe, len(self.values)
-        generator = torch.Generator().manual_seed((1_000_003 * recipe.seed + step) % 2**63)
+        generator = generator_at(recipe.seed, step)
         chosen = torch.randperm(number, generator=generator)[: recipe.meta_batch].tolist()
         inner = self._maml if recipe.pretrain_method == "maml" else self._reptile
         outcomes = [inner(self.values[n : n + 1]) for n in chosen]
         self._gradients = [torch.stack(each).mean(0) for each in zip(*(g for _, g in outcomes), strict=True)]
         losses = torch.stack([loss for loss, _ in outcomes]).mean().expand(number).clone()
-        if self.keep:
-            self._alive &= torch.isfinite(losses).all()
-            for kept, p in zip(self._kept, self.parameters, strict=True):
-                torch.where(self._alive, p.detach(), kept, out=kept)
+        self._keep_finite(losses)
         return losses
 
     def _maml(self, values: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +18,7 @@ def rows(per_signal: Tensor, like: Tensor) -> Tensor:
     return per_signal if per_signal.ndim == 0 else per_signal.view(-1, *[1] * (like.ndim - 1))
 
 
-class Optimiser:
+class Optimiser(ABC):
     """What all optimisers share: a step count and a factor of the learning rate per signal.
 
     Args:
@@ -41,9 +42,9 @@ class Optimiser:
         """
         return losses
 
+    @abstractmethod
     def update(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """One step, in place."""
-        raise NotImplementedError
 
     def state(self) -> dict[str, Tensor]:
         """All that a checkpoint must hold, by name; the tensors themselves."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
-from strainer_fast._checks import check_choice
-from strainer_fast.fitting.recipe import Recipe, with_changes
+from strainer_fast._checks import bad_input, bad_type, check_choice
+from strainer_fast.fitting.recipe import Recipe
 
 _FAST = Recipe(
     name="fast",
@@ -101,4 +101,10 @@ def recipe(base: str | Recipe = "fast", /, **changes: Any) -> Recipe:
     if isinstance(base, str):
         check_choice("recipe", base, tuple(PRESETS), "These are the presets.")
         base = PRESETS[base]
-    return with_changes(base, changes)
+    if not isinstance(base, Recipe):
+        raise bad_type("recipe", "a Recipe or the name of a preset", base, f"Presets: {', '.join(PRESETS)}.")
+    known = {field.name for field in fields(Recipe)}
+    unknown = sorted(set(changes) - known)
+    if unknown:
+        raise bad_input("recipe", f"fields {', '.join(sorted(known))}", ", ".join(unknown), "Check the spelling.")
+    return replace(base, **changes)

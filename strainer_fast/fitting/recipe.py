@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from numbers import Real
 from typing import Any
 
-from strainer_fast._checks import bad_input, bad_type, check_choice, check_count, check_real
+from strainer_fast._checks import bad_input, check_choice, check_count, check_real
 from strainer_fast.ops.dispatch import PRECISIONS
 
 STARTS = ("random", "least_squares", "mean")
@@ -69,8 +69,8 @@ class Recipe:
             at a look falls this many dB below its best or its loss is not finite; the second time it stops there
             ("diverged"). None: no roll-back, a fit whose loss is not finite stops at its last finite weights.
         precision: what operands of products are rounded to, sums being float32: "fp32", or on a GPU "tf32", "fp16",
-            "bf16"; "auto" is fp16 for Adam with the Triton kernels on a GPU, where it is as good up to 60 dB (gradients
-            are scaled inside), else fp32.
+            "bf16"; "auto" is fp16 for Adam with the Triton kernels on a GPU, where it is as good until its rounding
+            shows (gradients are scaled inside), else fp32.
         check_every: steps between two looks at the loss; a fit can only stop at one of them.
         seed: of pre-training's initial weights. A fit draws a signal's from the seed and the signal's values, so they
             depend neither on its company nor on its place.
@@ -171,7 +171,6 @@ class Recipe:
                 repr(self.sampling),
                 "Use 'adam' or 'muon' with it.",
             )
-
         if self.pretrain_method != "strainer" and self.pretrain_optimiser == "kfac":
             fix = "Use 'adam' or 'muon'."
             raise bad_input("pretrain_optimiser", "one that takes any gradient, for meta-learning", "'kfac'", fix)
@@ -201,17 +200,3 @@ def _check_scale(what: str, value: object) -> float | str:
     if isinstance(value, str) and value != AUTO:
         raise bad_input(what, f"a number above 0 or {AUTO!r}", repr(value), "Check the spelling.")
     return AUTO if value == AUTO else check_real(what, value, above=0)
-
-
-def with_changes(base: Recipe, changes: dict[str, Any]) -> Recipe:
-    """A recipe with some fields replaced.
-
-    Raises InputError for an unknown field or a value out of range.
-    """
-    if not isinstance(base, Recipe):
-        raise bad_type("recipe", "a Recipe or the name of a preset", base, "See strainer_fast.recipe.")
-    known = {field.name for field in fields(Recipe)}
-    unknown = sorted(set(changes) - known)
-    if unknown:
-        raise bad_input("recipe", f"fields {', '.join(sorted(known))}", ", ".join(unknown), "Check the spelling.")
-    return replace(base, **changes)

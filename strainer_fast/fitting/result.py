@@ -14,6 +14,7 @@ from torch import Tensor
 
 from strainer_fast._checks import bad_input, check_count
 from strainer_fast._files import Shapes, read_tensors, write_tensors
+from strainer_fast.fitting.engine import CHUNK
 from strainer_fast.fitting.loop import Curve
 from strainer_fast.models import Architecture, Siren
 from strainer_fast.models.encoder import MAX_CHANNELS, MAX_COORDINATES
@@ -21,11 +22,8 @@ from strainer_fast.models.siren import siren_from_rows
 from strainer_fast.signals import unique_names
 from strainer_fast.signals.grid import COORDINATE_CONVENTION, axis, mesh
 
-CHUNK = 2**15
-"""Points evaluated at once, about: rendering needs memory for these and for the image, not for all activations."""
-
 GPU_CHUNK = 2**20
-"""The same on a GPU, which a small chunk leaves idle."""
+"""Points rendered at once on a GPU, which engine.CHUNK would leave idle."""
 
 MAX_POINTS = 2**28
 """Bound on a stored size, against files that ask for absurd allocations."""

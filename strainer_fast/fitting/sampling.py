@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from strainer_fast._random import generator_at
 from strainer_fast.fitting.recipe import Recipe
 
 GROW_FROM_DB, GROW_EVERY_DB = 20.0, 10.0
@@ -16,8 +17,6 @@ GROW_FROM_DB, GROW_EVERY_DB = 20.0, 10.0
 
 def share(recipe: Recipe, psnr: float) -> float:
     """Which part of the points a step takes once the fit stands at `psnr` dB."""
-    if recipe.sampling == "full":
-        return 1.0
     if not psnr > GROW_FROM_DB:
         return recipe.batch_points
     doublings = math.floor(min(psnr - GROW_FROM_DB, 1000.0) / GROW_EVERY_DB)
@@ -43,7 +42,7 @@ class Sampler:
         """Indices of the points of a step; None for all."""
         if self.share >= 1:
             return None
-        generator = torch.Generator().manual_seed((1_000_003 * self.recipe.seed + step) % 2**63)
+        generator = generator_at(self.recipe.seed, step)
         count = max(1, round(self.share * self.number))
         if self.recipe.sampling == "lattice":
             chosen = self._lattice(generator)

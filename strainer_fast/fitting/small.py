@@ -21,7 +21,7 @@ UNDERSTOOD = frozenset(
     {
         *("name", "steps", "pretrain_steps", "start", "ridge", "learning_rate", "betas", "eps"),
         *("target_psnr", "guard_db", "check_every", "seed"),
-        *("weight_scale", "schedule", "warmup_steps"),
+        *("weight_scale", "freeze", "schedule", "warmup_steps"),
         *("momentum", "damping", "refresh_every", "batch_points"),  # of optimisers and samplings that rule them out
         *("inner_steps", "inner_learning_rate", "meta_batch", "pretrain_method"),
         *(f"pretrain_{what}" for what in ("weight_scale", "optimiser", "learning_rate", "schedule", "warmup_steps")),
@@ -68,6 +68,7 @@ def optimise_small(
     omegas: Sequence[float],
     recipe: Recipe,
     *,
+    num_frozen: int = 0,
     begin: float,
     stop: Callable[[], bool],
     on_check: Callable[[Look], None],
@@ -75,7 +76,8 @@ def optimise_small(
 ) -> None:
     """`loop.optimise` for N independent small networks: same arguments and callbacks, same results to rounding.
 
-    `on_check` comes several times a second instead of every `check_every` steps.
+    `points` and `parameters` are those of whole networks, `num_frozen` layers included; callbacks get the parameters
+    of the others. `on_check` comes several times a second instead of every `check_every` steps.
     """
     num = values.shape[0]
     state = engine.FitState.fresh(parameters, recipe.steps, recipe.guard_db is not None)
@@ -101,11 +103,12 @@ def optimise_small(
             check_every=recipe.check_every,
             target_psnr=target,
             guard_db=recipe.guard_db,
+            frozen=num_frozen,
         )
         spent = time.perf_counter() - called
         interrupted = stop()
         trace.clock.append((until, time.perf_counter() - begin))
-        on_check(_look(state, running, until, trace))
+        on_check(_look(state, running, until, trace, num_frozen))
         reasons, seconds, measured = state.reason.tolist(), state.seconds.tolist(), state.measured.tolist()
         leaving = [n for n in running if reasons[n] != engine.RUNNING or interrupted]
         if interrupted and recipe.guard_db is not None:
@@ -116,7 +119,7 @@ def optimise_small(
             trace.curves[n] = state.mse[n, : max(measured[n], 1)].tolist()
             trace.steps[n] = len(trace.curves[n]) - 1
         if leaving:
-            on_leave(leaving, state.parameters, trace)
+            on_leave(leaving, state.parameters[2 * num_frozen :], trace)
         running = [n for n in running if reasons[n] == engine.RUNNING and not interrupted]
         if until > 0:
             stride = max(1, min(2 * stride, math.ceil(stride * LOOK_SECONDS / max(spent, 1e-6))))
@@ -133,10 +136,11 @@ def _back_to_best(state: engine.FitState, rows: Sequence[int], guard_db: float) 
                 p[n] = best[n]
 
 
-def _look(state: engine.FitState, running: list[int], step: int, trace: Trace) -> Look:
+def _look(state: engine.FitState, running: list[int], step: int, trace: Trace, num_frozen: int) -> Look:
     last = (state.measured - 1).clamp_min(0)
     mse = state.mse.gather(1, last[:, None])[running, 0].double().numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
         psnr = -10 * np.log10(mse)
     index = torch.tensor(running, device="cpu")
-    return Look(step, list(running), psnr.tolist(), trace.clock[-1][1], trace, [p[index] for p in state.parameters])
+    trained = [p[index] for p in state.parameters[2 * num_frozen :]]
+    return Look(step, list(running), psnr.tolist(), trace.clock[-1][1], trace, trained)

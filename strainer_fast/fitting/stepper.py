@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from strainer_fast.fitting.engine import CHUNK
 from strainer_fast.fitting.optim import Adam, Optimiser, rows
 from strainer_fast.fitting.sampling import Sampler
 from strainer_fast.ops import losses_and_gradients, siren_values
 from strainer_fast.ops.tiled import normalisation
 from strainer_fast.ops.triton import on_device
-
-CHUNK = 2**15
-"""Points whose predictions are held at once."""
 
 
 class Stepper:
@@ -67,12 +65,17 @@ class Stepper:
         if chosen is None:
             with torch.no_grad():
                 losses = self.optimiser.settle(self.parameters, losses, self._gradients)
-        if self.keep:
-            finite = torch.isfinite(losses)
-            self._alive &= finite if self.independent else finite.all()
-            for kept, p in zip(self._kept, self.parameters, strict=True):
-                torch.where(rows(self._alive, p), p.detach(), kept, out=kept)
+        self._keep_finite(losses)
         return losses
+
+    def _keep_finite(self, losses: Tensor) -> None:
+        """Note the weights of networks whose losses [N] have been finite so far."""
+        if not self.keep:
+            return
+        finite = torch.isfinite(losses)
+        self._alive &= finite if self.independent else finite.all()
+        for kept, p in zip(self._kept, self.parameters, strict=True):
+            torch.where(rows(self._alive, p), p.detach(), kept, out=kept)
 
     def _sweep(self, points: Tensor, values: Tensor, want_gradients: bool) -> tuple[Tensor, list[Tensor]]:
         each = (self.implementation, points, values, self.parameters, self.omegas, want_gradients, self.precision)
@@ -82,9 +85,8 @@ class Stepper:
         """Losses of the weights as they are on all points, of which the sampler learns the errors it asks for."""
         losses, _ = self._sweep(self.points, self.values, False)
         if self.sampler is not None:
-            wanted = self.sampler.recipe.sampling == "error"
             errors = None
-            if wanted:
+            if self.sampler.recipe.sampling == "error":
                 errors = torch.cat([(y - v).square().mean(-1) for y, v in self._predictions(0)])
             self.sampler.look(float(-10 * losses.log10()), errors)
         return losses

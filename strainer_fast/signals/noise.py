@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from strainer_fast._checks import bad_input, check_choice, check_count, check_real
+from strainer_fast._random import generator_at
 from strainer_fast.signals.signal import Signal
 
 KINDS = ("uniform", "gaussian", "spectrum", "dead-leaves")
@@ -52,7 +53,7 @@ def noise(
     draw = {"uniform": _uniform, "gaussian": _gaussian, "spectrum": _spectrum, "dead-leaves": _dead_leaves}[kind]
     signals = []
     for i in range(count):
-        generator = torch.Generator().manual_seed((1_000_003 * seed + i) % 2**63)
+        generator = generator_at(seed, i)
         values = draw((*shape, channels), generator)
         signals.append(Signal((0.5 + amplitude * (values - 0.5)).clamp(0, 1), f"noise-{kind}-{i}"))
     return signals

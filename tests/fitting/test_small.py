@@ -417,3 +417,30 @@ def test_what_rules_it_out_is_named() -> None:
     assert "fit_small" in lines[1]
     with pytest.raises(sf.InputError, match="Add the channels"):
         sf.explain("paper", [(28,)])
+
+
+def test_frozen_layers_of_an_encoder(unseen: list[sf.Signal], encoder: sf.Encoder) -> None:
+    seen: list[float] = []
+
+    def look(progress: sf.Progress) -> None:
+        network = progress.module(1)
+        assert torch.equal(network.layers[1].weight, encoder.layers[1].weight)
+        seen.append(progress.psnr[1])
+
+    recipe = quick(freeze=2, steps=20, start="least_squares")
+    ours = sf.fit(unseen[:2], encoder, recipe, implementation="native", on_check=look)
+    for n in range(2):
+        assert torch.equal(ours.weights["layers.1.weight"][n], encoder.layers[1].weight.detach())
+        assert not torch.equal(ours.weights["layers.2.weight"][n], encoder.layers[2].weight.detach())
+    assert seen[-1] == pytest.approx(ours.psnr[1], abs=1e-3)
+
+
+def test_frozen_layers_of_an_encoder_are_those_of_the_loop(
+    unseen: list[sf.Signal], encoder: sf.Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = quick(freeze=2, steps=20, learning_rate=1e-4)
+    whole = sf.fit(unseen[:2], encoder, recipe, implementation="native")
+    monkeypatch.undo()
+    steps = sf.fit(unseen[:2], encoder, recipe, implementation="tiled")
+    for a, b in zip(whole.curves, steps.curves, strict=True):
+        np.testing.assert_allclose(a.psnr, b.psnr, atol=1e-3)
