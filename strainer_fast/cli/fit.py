@@ -148,8 +148,7 @@ def _shower(update: Any, steps: int) -> Any:
     reached: dict[int, int] = {}
 
     def show(progress: Progress) -> None:
-        for index in progress.running:
-            reached[index] = progress.step
+        reached.update(zip(progress.running, progress.done, strict=True))
         mean = sum(progress.psnr) / len(progress.psnr)
         more = f" (mean of {len(progress.psnr)})" if len(progress.psnr) > 1 else ""
         running = set(progress.running)

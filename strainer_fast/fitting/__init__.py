@@ -3,10 +3,10 @@
 from strainer_fast.fitting.explain import explain
 from strainer_fast.fitting.fit import fit
 from strainer_fast.fitting.interrupt import Interrupted
-from strainer_fast.fitting.loop import Progress
 from strainer_fast.fitting.presets import PRESETS, recipe
 from strainer_fast.fitting.pretrain import pretrain
 from strainer_fast.fitting.recipe import Recipe
+from strainer_fast.fitting.record import Progress
 from strainer_fast.fitting.result import FitResult, FittedSignal
 
 __all__ = [

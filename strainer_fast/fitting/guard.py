@@ -31,10 +31,16 @@ class Guard:
         self.rollbacks = np.zeros(num, dtype=np.int64)
         self.spike = 10 ** (guard_db / 10)
 
-    def look(self, mse: NDArray[np.float64], parameters: Sequence[Tensor], last: bool) -> tuple[list[int], list[int]]:
-        """(networks that have diverged, networks to roll back) by their errors [N]; keeps the weights of the best."""
-        spiked = ~np.isfinite(mse) | (mse > self.spike * self.best_mse)
-        better = ~spiked & (mse <= self.best_mse)
+    def look(
+        self,
+        mse: NDArray[np.float64],  # [N]
+        parameters: Sequence[Tensor],
+        due: NDArray[np.bool_],  # [N]: whether this is a check of theirs
+        last: NDArray[np.bool_],  # [N]: and whether it is the last one
+    ) -> tuple[list[int], list[int]]:
+        """(networks that have diverged, networks to roll back) by their errors; keeps the weights of the best."""
+        spiked = due & (~np.isfinite(mse) | (mse > self.spike * self.best_mse))
+        better = due & ~spiked & (mse <= self.best_mse)
         self.best_mse[better] = mse[better]
         index = torch.from_numpy(np.flatnonzero(better))
         for kept, p in zip(self.best, parameters, strict=True):
@@ -55,3 +61,9 @@ class Guard:
         """Keep what is known of these networks only."""
         self.best = [kept[list(networks)] for kept in self.best]
         self.best_mse, self.rollbacks = self.best_mse[list(networks)], self.rollbacks[list(networks)]
+
+    def join(self, other: Guard) -> None:
+        """Watch the networks of another one after these."""
+        self.best = [torch.cat(pair) for pair in zip(self.best, other.best, strict=True)]
+        self.best_mse = np.concatenate([self.best_mse, other.best_mse])
+        self.rollbacks = np.concatenate([self.rollbacks, other.rollbacks])

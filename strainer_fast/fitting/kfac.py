@@ -9,13 +9,14 @@ every few steps, so that a step costs little more than its gradient and does the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from strainer_fast import reference
 from strainer_fast._random import generator_at
-from strainer_fast.fitting.optim import Optimiser, rows
+from strainer_fast.fitting.optim import Optimiser, Rebuild, rebuilt, rows
 from strainer_fast.fitting.recipe import Recipe
 
 MOMENTUM = 0.5
@@ -55,7 +56,7 @@ class Kfac(Optimiser):
         groups = num_signals or 1
         self.rate = points.new_ones(groups)  # adapts the learning rate
         self.best = points.new_full((groups,), float("inf"))  # sum of the losses of `kept`
-        self.losses: Tensor | None = None  # of `kept`, per signal
+        self.losses: Tensor | None = None  # of `kept`, per signal; None before the first `settle`
         self.kept = [p.detach().clone() for p in parameters]
         self.kept_gradients = [torch.zeros_like(p, requires_grad=False) for p in parameters]
         self.velocity = [torch.zeros_like(p, requires_grad=False) for p in parameters]
@@ -143,14 +144,14 @@ class Kfac(Optimiser):
         tensors = {f"{name}.{i}": t for name, group in groups.items() for i, t in enumerate(group)}
         return super().state() | tensors | {"rate": self.rate, "best": self.best, "stale": self.stale}
 
-    def select(self, indices: Tensor) -> None:
-        """Keep the state of these signals only."""
-        super().select(indices)
-        self.rate, self.best, self.stale = self.rate[indices], self.best[indices], self.stale[indices.cpu()]
-        self.losses = None if self.losses is None else self.losses[indices]
-        for group in (self.kept, self.kept_gradients, self.velocity):
-            group[:] = [t[indices] for t in group]
-        self.inverses = [(a[indices], g[indices]) for a, g in self.inverses]
+    def _rebuild(self, how: Rebuild, *others: Self) -> None:
+        super()._rebuild(how, *others)
+        for name in ("rate", "best", "stale", *(() if self.losses is None else ("losses",))):
+            setattr(self, name, how(getattr(self, name), *(getattr(o, name) for o in others)))
+        for name in ("kept", "kept_gradients", "velocity"):
+            setattr(self, name, rebuilt(how, getattr(self, name), *(getattr(o, name) for o in others)))
+        each = zip(self.inverses, *(o.inverses for o in others), strict=True)
+        self.inverses = [(how(*(a for a, _ in pairs)), how(*(g for _, g in pairs))) for pairs in each]
 
     def restart(self, signal: int) -> None:
         """Forget the state of one signal and halve its learning rate."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from strainer_fast.fitting.optim import Adam, Optimiser, rows
+from strainer_fast.fitting.optim import Adam, Optimiser, Rebuild, rebuilt, rows
 from strainer_fast.fitting.recipe import Recipe
 from strainer_fast.ops.dispatch import triton_missing
 from strainer_fast.ops.triton import on_device
@@ -88,11 +89,10 @@ class Muon(Optimiser):
         momenta = {f"momentum.{i}": b for i, b in enumerate(self.buffers)}
         return super().state() | momenta | {f"adam.{name}": t for name, t in self.adam.state().items()}
 
-    def select(self, indices: Tensor) -> None:
-        """Keep the state of these signals only."""
-        super().select(indices)
-        self.buffers = [b[indices] for b in self.buffers]
-        self.adam.select(indices)
+    def _rebuild(self, how: Rebuild, *others: Self) -> None:
+        super()._rebuild(how, *others)
+        self.buffers = rebuilt(how, self.buffers, *(o.buffers for o in others))
+        self.adam._rebuild(how, *(o.adam for o in others))
 
     def restart(self, signal: int) -> None:
         """Forget the state of one signal and halve its learning rate."""

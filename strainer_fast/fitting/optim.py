@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,10 +13,28 @@ from torch.optim.adam import adam
 from strainer_fast.fitting.recipe import Recipe
 from strainer_fast.fitting.schedule import factor
 
+Rebuild: TypeAlias = "Callable[..., Tensor]"
+"""From the same tensor of one or two stacks of networks, that of a new stack."""
+
+
+def selecting(indices: Tensor) -> Rebuild:
+    """Keeps these rows of a stack."""
+    return lambda t: t[indices.to(t.device)]
+
+
+def joining(t: Tensor, u: Tensor) -> Tensor:
+    """Puts the rows of a second stack after those of the first."""
+    return torch.cat([t, u])
+
 
 def rows(per_signal: Tensor, like: Tensor) -> Tensor:
     """Shape a value per signal ([N], or [] for all) so that it broadcasts over stacked parameters [N, ...]."""
     return per_signal if per_signal.ndim == 0 else per_signal.view(-1, *[1] * (like.ndim - 1))
+
+
+def rebuilt(how: Rebuild, *groups: Sequence[Tensor]) -> list[Tensor]:
+    """`how` applied to the tensors of a group, or of two side by side."""
+    return [how(*each) for each in zip(*groups, strict=True)]
 
 
 class Optimiser(ABC):
@@ -52,9 +71,16 @@ class Optimiser(ABC):
 
     def select(self, indices: Tensor) -> None:
         """Keep the state of these signals only."""
-        host = indices.cpu()
-        self.step, self.taken = self.step[host], self.taken[host]
-        self.scale, self.halvings = self.scale[host], self.halvings[host]
+        self._rebuild(selecting(indices))
+
+    def join(self, other: Self) -> None:
+        """Take the signals of another one, each with its own state, after these."""
+        self._rebuild(joining, other)
+
+    def _rebuild(self, how: Rebuild, *others: Self) -> None:
+        """Replace all state that has a row per signal."""
+        for name in ("step", "taken", "scale", "halvings"):
+            setattr(self, name, how(getattr(self, name), *(getattr(o, name) for o in others)))
 
     def restart(self, signal: int) -> None:
         """Forget the state of one signal and halve its learning rate."""
@@ -135,11 +161,10 @@ class Adam(Optimiser):
         moments = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
         return super().state() | {f"{name}.{i}": m for name, group in moments.items() for i, m in enumerate(group)}
 
-    def select(self, indices: Tensor) -> None:
-        """Keep the state of these signals only."""
-        super().select(indices)
-        self.exp_avg = [m[indices] for m in self.exp_avg]
-        self.exp_avg_sq = [v[indices] for v in self.exp_avg_sq]
+    def _rebuild(self, how: Rebuild, *others: Self) -> None:
+        super()._rebuild(how, *others)
+        self.exp_avg = rebuilt(how, self.exp_avg, *(o.exp_avg for o in others))
+        self.exp_avg_sq = rebuilt(how, self.exp_avg_sq, *(o.exp_avg_sq for o in others))
 
     def restart(self, signal: int) -> None:
         """Forget the state of one signal and halve its learning rate."""

@@ -16,11 +16,11 @@ from strainer_fast._checks import InputError, bad_input
 from strainer_fast._files import read_tensors, write_tensors
 from strainer_fast.fitting import engine, loop
 from strainer_fast.fitting.interrupt import Interrupted, deferred_interrupt
-from strainer_fast.fitting.loop import Progress
 from strainer_fast.fitting.optim import Optimiser
 from strainer_fast.fitting.optimisers import make_optimiser
 from strainer_fast.fitting.presets import recipe as get_recipe
 from strainer_fast.fitting.recipe import Recipe
+from strainer_fast.fitting.record import INTERRUPTED, Look, Progress, Record
 from strainer_fast.fitting.start import resolve_scale, scale_hidden
 from strainer_fast.models import Architecture, Encoder, Siren, Strainer
 from strainer_fast.ops import choose, choose_device
@@ -122,39 +122,37 @@ def pretrain(
     def network_of(index: int) -> Siren:
         return model.siren(index if model.num_decoders > 1 else 0)
 
-    def look(seen: loop.Look) -> None:
+    def look(seen: Look) -> None:
         nonlocal last_write
-        on_check(seen.progress(recipe.pretrain_steps, seen.running, network_of))
+        on_check(seen.progress(recipe.pretrain_steps, network_of))
         due = time.monotonic() - last_write >= checkpoint_seconds
-        if path is not None and due and not seen.trace.reasons[0]:
+        if path is not None and due and not seen.records[0].reason:
             # The loss of this step is computed again after a resume.
-            store([curve[: seen.step] for curve in seen.trace.curves])
+            store([record.mse[: seen.done[0]] for record in seen.records])
             last_write = time.monotonic()
 
     with deferred_interrupt() as interrupted:
-        final, trace = loop.optimise(
+        final, records = loop.optimise(
             points,
             values,
             parameters,
             architecture.omegas,
             training,
+            optimiser,
             implementation=chosen,
             precision=precision,
-            steps=training.steps,
-            independent=False,
-            optimiser=optimiser,
             mse_so_far=done,
             stop=interrupted,
             on_check=look,
         )
-    if trace.reasons[0] == loop.INTERRUPTED:
-        store([curve[:-1] for curve in trace.curves])
+    if records[0].reason == INTERRUPTED:
+        store([record.mse[:-1] for record in records])
         kept = f"Kept in {path}: run the same again to continue." if path else "Nothing was kept: pass checkpoint=PATH."
-        raise Interrupted(f"pre-training interrupted at step {trace.steps[0]} of {recipe.pretrain_steps}. {kept}")
+        raise Interrupted(f"pre-training interrupted at step {records[0].steps} of {recipe.pretrain_steps}. {kept}")
     with torch.no_grad():
         for p, kept_p in zip(parameters, final, strict=True):
             p.copy_(kept_p)
-    return _encoder(model.cpu(), signals, settings, surroundings, trace, time.perf_counter() - begin)
+    return _encoder(model.cpu(), signals, settings, surroundings, records, time.perf_counter() - begin)
 
 
 def _check_uniform(signals: list[Signal]) -> None:
@@ -239,21 +237,21 @@ def _encoder(
     signals: list[Signal],
     settings: dict[str, Any],
     surroundings: dict[str, Any],
-    trace: loop.Trace,
+    records: list[Record],
     seconds: float,
 ) -> Encoder:
     encoder = copy.deepcopy(model.encoder)
     encoder.decoders = model.decoder_state()
-    psnr = [float(trace.curve(i).psnr[-1]) if trace.curves[i] else None for i in range(len(signals))]
+    psnr = [float(record.curve().psnr[-1]) if record.mse else None for record in records]
     encoder.record = settings | {
         "environment": surroundings,
         "shape": list(signals[0].shape),
         "channels": signals[0].channels,
         "value_range": list(signals[0].value_range),
         "coordinates": COORDINATE_CONVENTION,
-        "steps": trace.steps[0],
+        "steps": records[0].steps,
         "seconds": seconds,
-        "stop_reason": trace.reasons[0],
+        "stop_reason": records[0].reason,
         "psnr": [p if p is None or p != float("inf") else None for p in psnr],
         "exact": [p == float("inf") for p in psnr],
     }

@@ -15,7 +15,7 @@ from torch import Tensor
 from strainer_fast._checks import bad_input, check_count
 from strainer_fast._files import Shapes, read_tensors, write_tensors
 from strainer_fast.fitting.engine import CHUNK
-from strainer_fast.fitting.loop import Curve
+from strainer_fast.fitting.record import Curve
 from strainer_fast.models import Architecture, Siren
 from strainer_fast.models.encoder import MAX_CHANNELS, MAX_COORDINATES
 from strainer_fast.models.siren import siren_from_rows
@@ -34,7 +34,7 @@ class FittedSignal:
     """What is known about one fitted signal.
 
     psnr is in dB, measured at the end on the weights that are kept, predictions unclamped; infinite when exact.
-    seconds is the wall time from the start of the stack it ran in to its stop. stop_reason is "target", "exact" (see
+    seconds is the wall time from its start, in the company of its stack, to its stop. stop_reason is "target", "exact" (see
     Recipe.until_exact), "budget", "non_finite" (kept at its last finite weights), "diverged" (kept at its best weights;
     see Recipe.guard_db) or "interrupted".
     """

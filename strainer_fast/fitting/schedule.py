@@ -46,11 +46,11 @@ class Plateau:
         self.best = np.full(num_signals, -np.inf)
         self.waited = np.zeros(num_signals, dtype=np.int64)
 
-    def look(self, psnr: NDArray[np.float64]) -> list[int]:
-        """Signals that are on a plateau at this look, by their PSNR [N]."""
-        gained = psnr > self.best + MIN_GAIN_DB
+    def look(self, psnr: NDArray[np.float64], due: NDArray[np.bool_]) -> list[int]:
+        """Signals that are on a plateau at this look, by their PSNR [N]; `due` [N] says whose look it is."""
+        gained = due & (psnr > self.best + MIN_GAIN_DB)
         self.best = np.where(gained, psnr, self.best)
-        self.waited = np.where(gained, 0, self.waited + 1)
+        self.waited = np.where(gained, 0, self.waited + due)
         flat = self.waited >= PATIENCE
         self.waited[flat] = 0
         return np.flatnonzero(flat).tolist()
@@ -58,3 +58,8 @@ class Plateau:
     def select(self, rows: Sequence[int]) -> None:
         """Keep what is known of these signals only."""
         self.best, self.waited = self.best[list(rows)], self.waited[list(rows)]
+
+    def join(self, other: Plateau) -> None:
+        """Count for the signals of another one after these."""
+        self.best = np.concatenate([self.best, other.best])
+        self.waited = np.concatenate([self.waited, other.waited])

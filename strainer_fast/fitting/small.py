@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from strainer_fast.fitting.loop import BUDGET, DIVERGED, INTERRUPTED, NON_FINITE, TARGET, Look, Trace
 from strainer_fast.fitting.recipe import Recipe
+from strainer_fast.fitting.record import BUDGET, DIVERGED, INTERRUPTED, NON_FINITE, TARGET, Look, Record
 from strainer_fast.fitting.schedule import factor
+from strainer_fast.fitting.stack import Batch, Watch
 from strainer_fast.models import Architecture
 from strainer_fast.ops import fit_small as engine
 
@@ -63,31 +64,26 @@ def ruled_out(recipe: Recipe, network: Architecture, in_features: int, channels:
 
 def optimise_small(
     points: Tensor,  # [P, in]
-    values: Tensor,  # [N, P, C]
-    parameters: Sequence[Tensor],
+    batch: Batch,
     omegas: Sequence[float],
     recipe: Recipe,
     *,
+    watch: Watch,
     num_frozen: int = 0,
-    begin: float,
-    stop: Callable[[], bool],
-    on_check: Callable[[Look], None],
-    on_leave: Callable[[list[int], list[Tensor], Trace], None],
 ) -> None:
-    """`loop.optimise` for N independent small networks: same arguments and callbacks, same results to rounding.
+    """`stack.run` for a batch of small networks: same results to rounding.
 
-    `points` and `parameters` are those of whole networks, `num_frozen` layers included; callbacks get the parameters
-    of the others. `on_check` comes several times a second instead of every `check_every` steps.
+    `points` and the batch's parameters are those of whole networks, `num_frozen` layers included; `watch` gets the
+    parameters of the others. `on_check` comes several times a second instead of every `check_every` steps.
     """
-    num = values.shape[0]
-    state = engine.FitState.fresh(parameters, recipe.steps, recipe.guard_db is not None)
-    trace = Trace([0] * num, [""] * num, [0.0] * num, [[] for _ in values])
+    values, records = batch.values, batch.records
+    state = engine.FitState.fresh(batch.parameters, recipe.steps, recipe.guard_db is not None)
     each = torch.arange(recipe.steps, device="cpu")
     learning_rates = (recipe.learning_rate * factor(recipe, each, torch.zeros_like(each))).float()
     target = None if recipe.target_psnr is None else torch.full_like(state.best_mse, recipe.target_psnr)
     # The first call only measures, so that an outside look sees the start.
     until, stride = 0, 1
-    running = list(range(num))
+    running = list(range(len(records)))
     while running:
         called = time.perf_counter()
         engine.fit_small(
@@ -106,20 +102,21 @@ def optimise_small(
             frozen=num_frozen,
         )
         spent = time.perf_counter() - called
-        interrupted = stop()
-        trace.clock.append((until, time.perf_counter() - begin))
-        on_check(_look(state, running, until, trace, num_frozen))
+        interrupted = watch.stop()
+        now = time.perf_counter() - watch.begin
+        for n in running:
+            records[n].clock.append((until, now - records[n].began))
+        watch.on_check(_look(state, records, running, until, now, num_frozen))
         reasons, seconds, measured = state.reason.tolist(), state.seconds.tolist(), state.measured.tolist()
         leaving = [n for n in running if reasons[n] != engine.RUNNING or interrupted]
         if interrupted and recipe.guard_db is not None:
             _back_to_best(state, [n for n in running if reasons[n] == engine.RUNNING], recipe.guard_db)
         for n in leaving:
-            trace.reasons[n] = REASONS.get(reasons[n], INTERRUPTED)
-            trace.seconds[n] = called - begin + seconds[n]
-            trace.curves[n] = state.mse[n, : max(measured[n], 1)].tolist()
-            trace.steps[n] = len(trace.curves[n]) - 1
+            records[n].mse = state.mse[n, : max(measured[n], 1)].tolist()
+            records[n].stop(REASONS.get(reasons[n], INTERRUPTED), called - watch.begin + seconds[n] - records[n].began)
         if leaving:
-            on_leave(leaving, state.parameters[2 * num_frozen :], trace)
+            index = torch.tensor(leaving, device="cpu")
+            watch.on_leave([records[n] for n in leaving], [p[index] for p in state.parameters[2 * num_frozen :]])
         running = [n for n in running if reasons[n] == engine.RUNNING and not interrupted]
         if until > 0:
             stride = max(1, min(2 * stride, math.ceil(stride * LOOK_SECONDS / max(spent, 1e-6))))
@@ -136,11 +133,13 @@ def _back_to_best(state: engine.FitState, rows: Sequence[int], guard_db: float) 
                 p[n] = best[n]
 
 
-def _look(state: engine.FitState, running: list[int], step: int, trace: Trace, num_frozen: int) -> Look:
+def _look(
+    state: engine.FitState, records: Sequence[Record], running: list[int], step: int, now: float, num_frozen: int
+) -> Look:
     last = (state.measured - 1).clamp_min(0)
     mse = state.mse.gather(1, last[:, None])[running, 0].double().numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
         psnr = -10 * np.log10(mse)
     index = torch.tensor(running, device="cpu")
     trained = [p[index] for p in state.parameters[2 * num_frozen :]]
-    return Look(step, list(running), psnr.tolist(), trace.clock[-1][1], trace, trained)
+    return Look([records[n] for n in running], [step] * len(running), psnr.tolist(), now, trained)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from strainer_fast.fitting.engine import CHUNK
-from strainer_fast.fitting.optim import Adam, Optimiser, rows
+from strainer_fast.fitting.optim import Adam, Optimiser, Rebuild, joining, rebuilt, rows, selecting
 from strainer_fast.fitting.sampling import Sampler
 from strainer_fast.ops import losses_and_gradients, siren_values
 from strainer_fast.ops.tiled import normalisation
@@ -121,13 +122,25 @@ class Stepper:
     def changed(self) -> None:
         """Parameters or optimiser state were changed from outside."""
 
-    def select(self, index: Tensor) -> Stepper:
+    def select(self, index: Tensor) -> Self:
         """The same for these networks only."""
         self.optimiser.select(index)
-        chosen = type(self)(
+        return self._rebuilt(selecting(index))
+
+    def join(self, other: Self) -> Self:
+        """The same for these networks and, after them, those of another one on the same points.
+
+        Both have been evaluated; an update that follows moves all.
+        """
+        self.optimiser.join(other.optimiser)
+        return self._rebuilt(joining, other)
+
+    def _rebuilt(self, how: Rebuild, *others: Self) -> Self:
+        stacks = (self, *others)
+        new = type(self)(
             self.points,
-            self.values[index],
-            [p.detach()[index].requires_grad_() for p in self.parameters],
+            how(*(s.values for s in stacks)),
+            [p.requires_grad_() for p in rebuilt(how, *([p.detach() for p in s.parameters] for s in stacks))],
             self.omegas,
             self.optimiser,
             self.implementation,
@@ -137,10 +150,10 @@ class Stepper:
             self.sampler,
         )
         # For the update that belongs to the last evaluation.
-        chosen._gradients = [g[index] for g in self._gradients]
-        chosen._kept = [kept[index] for kept in self._kept]
-        chosen._alive = self._alive[index] if self.independent else self._alive
-        return chosen
+        new._gradients = rebuilt(how, *(s._gradients for s in stacks))
+        new._kept = rebuilt(how, *(s._kept for s in stacks))
+        new._alive = how(*(s._alive for s in stacks))
+        return new
 
 
 class TritonStepper(Stepper):
@@ -184,6 +197,7 @@ class TritonStepper(Stepper):
         self.learning_rate = torch.zeros(groups, device=device)
         norm, scale = normalisation(values, None, None)
         self.norm, self.scale = norm.float(), scale * self.pipeline.loss_scale
+        self.lowered = 1.0  # what `look` has multiplied scale by
         self.losses = torch.zeros(len(values), device=device)
         self._skipped_before = torch.zeros(groups, dtype=torch.int32)
         self._evaluate, self._update = _Replayed(device), _Replayed(device)
@@ -263,6 +277,7 @@ class TritonStepper(Stepper):
         how = "They will not move until that changes: lower the learning rate."
         if self.precision == "fp16":
             self.scale /= 16
+            self.lowered /= 16
             self.pipeline.table.scales[:, 0] *= 16
             how = "Continuing with a smaller loss scale; if this comes again, use precision='tf32' or 'fp32'."
         warnings.warn(
@@ -280,18 +295,27 @@ class TritonStepper(Stepper):
             copies = self.pipeline.copies, self.pipeline.exact_copies
             launch_copies(self.pipeline.table, self.flat, *copies, precision=self.precision)
 
-    def select(self, index: Tensor) -> Stepper:
+    def _rebuilt(self, how: Rebuild, *others: Self) -> Self:
+        new = super()._rebuilt(how, *others)
+        stacks = (self, *others)
+        for stack in others:  # one factor for all gradients of a table
+            stack.scale *= self.lowered / stack.lowered
+        for name in ("gradients", "bad", "losses", "previous", "scale"):
+            getattr(new, name).copy_(how(*(getattr(s, name) for s in stacks)))
+        new.pipeline.table.scales.copy_(self.pipeline.table.scales)
+        new.lowered = self.lowered
+        return new
+
+    def select(self, index: Tensor) -> Self:
         """The same for these networks only."""
         self.look()
-        chosen = super().select(index)
-        assert isinstance(chosen, TritonStepper)
-        chosen.gradients.copy_(self.gradients[index])
-        chosen.bad.copy_(self.bad[index])
-        chosen.losses.copy_(self.losses[index])
-        chosen.previous.copy_(self.previous[index])
-        chosen.scale.copy_(self.scale[index])
-        chosen.pipeline.table.scales.copy_(self.pipeline.table.scales)
-        return chosen
+        return super().select(index)
+
+    def join(self, other: Self) -> Self:
+        """See Stepper."""
+        self.look()
+        other.look()
+        return super().join(other)
 
 
 class _Replayed:

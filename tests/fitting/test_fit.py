@@ -16,7 +16,7 @@ import torch
 
 import strainer_fast as sf
 from strainer_fast import reference
-from strainer_fast.fitting import engine, stepper
+from strainer_fast.fitting import engine, fitter, stepper
 from strainer_fast.fitting.optim import Adam
 from strainer_fast.fitting.start import signal_seed
 
@@ -249,7 +249,7 @@ def test_progress_and_live_networks(unseen: list[sf.Signal], encoder: sf.Encoder
 def test_ctrl_c_keeps_what_is_there(
     unseen: list[sf.Signal], encoder: sf.Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["strainer_fast.fitting.fit"], "STACK_ELEMENTS", 2 * 256 * 32)  # two signals a stack
+    monkeypatch.setattr(fitter, "STACK_ELEMENTS", 2 * 256 * 32)  # two signals a stack
     before = signal.getsignal(signal.SIGINT)
 
     def press(progress: sf.Progress) -> None:

@@ -268,9 +268,9 @@ def test_a_plateau_halves_the_rate_of_its_own_signal_only(unseen: list[sf.Signal
     from strainer_fast.fitting.schedule import MIN_GAIN_DB, PATIENCE, Plateau
 
     watch = Plateau(2)
-    rising = np.array([10.0, 20.0])
-    assert watch.look(rising) == []
-    halved = [watch.look(rising + np.array([0.0, (i + 1) * 2 * MIN_GAIN_DB])) for i in range(2 * PATIENCE)]
+    rising, due = np.array([10.0, 20.0]), np.array([True, True])
+    assert watch.look(rising, due) == []
+    halved = [watch.look(rising + np.array([0.0, (i + 1) * 2 * MIN_GAIN_DB]), due) for i in range(2 * PATIENCE)]
     assert [i for i, rows in enumerate(halved) if rows] == [PATIENCE - 1, 2 * PATIENCE - 1]
     assert all(rows in ([], [0]) for rows in halved)
     flat = sf.recipe("paper", schedule="plateau", learning_rate=3e-2, steps=60, check_every=1)  # bounces

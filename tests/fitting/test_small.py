@@ -3,7 +3,6 @@
 import math
 import os
 import signal
-import sys
 import time
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,7 +12,7 @@ import pytest
 import torch
 
 import strainer_fast as sf
-from strainer_fast.fitting import loop, small
+from strainer_fast.fitting import fitter, small, stack
 from strainer_fast.kernels import cpu
 from strainer_fast.ops.fit_small import DIVERGED, NON_FINITE, RUNNING, FitState, fit_small
 from strainer_fast.ops.native import sweep
@@ -36,7 +35,7 @@ def _whole_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("fit went step by step")
 
-    monkeypatch.setattr(loop, "optimise", refuse)
+    monkeypatch.setattr(stack, "run", refuse)
 
 
 def quick(**changes: object) -> sf.Recipe:
@@ -255,7 +254,7 @@ def test_ctrl_c_keeps_what_is_there(
 ) -> None:
     monkeypatch.setattr(small, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(small, "NETWORKS_PER_THREAD", 2)
-    monkeypatch.setattr(sys.modules["strainer_fast.fitting.fit"], "STACK_ELEMENTS", 1)
+    monkeypatch.setattr(fitter, "STACK_ELEMENTS", 1)
 
     def press(progress: sf.Progress) -> None:
         if progress.running[0] == 2 and progress.step == 10:

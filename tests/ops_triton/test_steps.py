@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import strainer_fast as sf
+from strainer_fast.fitting import fitter
 from strainer_fast.fitting.optim import Adam
 from strainer_fast.fitting.stepper import Stepper, TritonStepper, make_stepper
 from tests.kernels.guards import relative
@@ -73,6 +74,25 @@ def test_signals_leave_the_stack_on_their_own() -> None:
     torch.testing.assert_close(torch.tensor(ours.psnr), torch.tensor(cpus.psnr), rtol=1e-4, atol=0)
 
 
+def test_the_next_signal_takes_the_place_of_one_that_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitter, "STACK_ELEMENTS", 2 * 144 * 32)  # two signals a stack
+    recipe = sf.recipe("paper", steps=12, precision="fp32", check_every=2, learning_rate=1e-3)
+    seen: list[set[int]] = []
+    ours, cpus = (
+        sf.fit(
+            *(scans(12)[:5], "siren", recipe),
+            target_psnr=10.0,  # after 2, 10, 8, 12 and 6 steps
+            architecture=ARCHITECTURE,
+            implementation=i,
+            on_check=lambda p: seen.append(set(p.done)),
+        )
+        for i in ("triton", "tiled")
+    )
+    assert any(len(done) > 1 for done in seen)
+    assert ours.steps == cpus.steps
+    torch.testing.assert_close(torch.tensor(ours.psnr), torch.tensor(cpus.psnr), rtol=1e-4, atol=0)
+
+
 def stepper(
     implementation: str, precision: str = "fp32", signals: int = 2, shared: bool = False, **changes: Any
 ) -> Stepper:
@@ -90,6 +110,25 @@ def stepper(
         "keep": True,
     } | changes
     return make_stepper(points, values, parameters, [30.0] * 3, adam, **given)
+
+
+def test_stacks_join_whatever_their_gradients_are_scaled_by() -> None:
+    lowered, other, plain = (stepper("triton", precision="fp16") for _ in range(3))
+    assert isinstance(lowered, TritonStepper)
+    lowered.scale /= 16  # as `look` does after an overflow
+    lowered.pipeline.table.scales[:, 0] *= 16
+    lowered.lowered /= 16
+    for each in (lowered, other, plain):
+        each.evaluate(0, True)
+    joined = lowered.join(other)
+    for _ in range(3):
+        joined.update()
+        plain.update()
+        a, b = joined.evaluate(0, True), plain.evaluate(0, True)
+        torch.testing.assert_close(a.view(2, 2), b.expand(2, 2), rtol=1e-3, atol=0)
+    assert joined.optimiser.step.tolist() == [3] * 4
+    for a, b in zip(joined.parameters, plain.parameters, strict=True):
+        assert relative(a.detach()[2:], b.detach()) <= 1e-3
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["stack", "heads"])
