@@ -14,6 +14,7 @@ from strainer_fast.cli import _options as opt
 from strainer_fast.cli._console import EXIT_PARTIAL, Reporter, decibels, handled, table
 from strainer_fast.fitting import FitResult, Interrupted, Progress
 from strainer_fast.fitting import fit as run_fit
+from strainer_fast.fitting.fitter import RANDOM
 from strainer_fast.fitting.output import PREVIEWS, WEIGHTS, output_bytes, write_previews, write_tables
 from strainer_fast.fitting.result import signal_data
 from strainer_fast.models import Architecture, Encoder
@@ -27,7 +28,7 @@ SAVE_SHARE = 20
 def fit(
     images: opt.Images,
     out: Annotated[Path, typer.Option(help="Folder for weights, tables and previews.")],
-    init: Annotated[str, typer.Option(help="An encoder file, or siren for random networks.")] = "siren",
+    init: Annotated[str, typer.Option(help="An encoder file; siren: random networks; shared: one for all.")] = "siren",
     target_psnr: Annotated[float | None, typer.Option(help="Stop each image once it reaches this many dB.")] = None,
     start: Annotated[str | None, typer.Option(help="Decoder to start from: random, least_squares, mean.")] = None,
     recipe: opt.RecipeName = "fast",
@@ -52,11 +53,11 @@ def fit(
     """Fit a network to each image, from a STRAINER encoder or from scratch.
 
     Interrupted, the same command continues with the images that are not finished. The sizes of the network
-    (--hidden-features, --num-layers, --omega) are for --init siren; an encoder brings its own.
+    (--hidden-features, --num-layers, --omega) are for --init siren or shared; an encoder brings its own.
     """
     reporter = Reporter(quiet, json)
     settings = opt.make_recipe(recipe, fields, steps=steps, seed=seed, start=start, target_psnr=target_psnr)
-    encoder = None if init == "siren" else Encoder.load(init)
+    encoder = None if init in RANDOM else Encoder.load(init)
     if encoder is not None and (hidden_features, num_layers, omega) != (None, None, None):
         got = "--hidden-features, --num-layers or --omega"
         raise bad_input("options", "none about the network beside an encoder", got, "The encoder brings its own.")
@@ -89,7 +90,7 @@ def fit(
         with reporter.progress("fitting", len(signals) * settings.steps) as update:
             result = run_fit(
                 signals,
-                encoder or "siren",
+                encoder or init,
                 settings,
                 architecture=None if encoder else architecture,
                 done=done,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,22 @@ from strainer_fast.fitting.fitter import Entry, Fitted, Fitter
 from strainer_fast.fitting.interrupt import Interrupted, deferred_interrupt
 from strainer_fast.fitting.presets import recipe as get_recipe
 from strainer_fast.fitting.recipe import Recipe
-from strainer_fast.fitting.record import INTERRUPTED, Progress
-from strainer_fast.fitting.result import FitResult
+from strainer_fast.fitting.record import INTERRUPTED, Curve, Progress
+from strainer_fast.fitting.result import FitResult, FittedSignal
 from strainer_fast.models import Architecture, Encoder
 from strainer_fast.signals import Signal, as_signals
 from strainer_fast.signals.load import Source
 
 _DISCARD = "Choose another output, or discard the earlier one (--overwrite)."
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A finished signal: what is known, its curve and its parameters by name."""
+
+    signal: FittedSignal
+    curve: Curve
+    weights: dict[str, Tensor]
 
 
 @engine.neutral()
@@ -44,10 +54,11 @@ def fit(
     Args:
         signals: anything `strainer_fast.signals.load` reads. Sizes and channels may differ.
         init: an Encoder (or the path of a saved one): its sine layers are copied into each network and what follows
-            starts as `recipe.start` says; or "siren": random networks.
+            starts as `recipe.start` says; "siren": random networks, each signal its own; or "shared": one random
+            network for all, as learning on weights needs it.
         recipe: a preset's name or a Recipe; `steps` is the most a signal gets.
         target_psnr: stop a signal at this many dB; overrides the recipe's.
-        architecture: sizes of the networks when `init` is "siren"; the paper's by default.
+        architecture: sizes of the networks without an encoder; the paper's by default.
         done: an earlier result of the same settings: its signals are taken over, except interrupted ones.
         implementation, device: see `strainer_fast.explain`.
         on_check: called with the Progress (indices are those of `signals`) every `check_every` steps, or
@@ -86,8 +97,10 @@ def fit(
             fitter.settings | {"environment": surroundings},
         )
 
-    def keep(fitted: list[Fitted]) -> None:
-        finished.update({f.index: f for f in fitted})
+    def keep(fitted: Fitted) -> None:
+        for row, index in enumerate(fitted.indices):
+            own = {name: w[row] for name, w in fitted.weights.items()}
+            finished[index] = _Row(fitted.signals[row], fitted.records[row].curve(), own)
         # Stacking all that is finished is work, so only for somebody who asked.
         if on_result is not None and not interrupted():
             on_result(result())
@@ -119,14 +132,14 @@ def _check_dimensions(signals: Sequence[Signal]) -> int:
 
 def _take_over(
     done: FitResult | None, signals: Sequence[Signal], hashes: Sequence[str], settings: dict[str, Any]
-) -> dict[int, Fitted]:
+) -> dict[int, _Row]:
     """Rows of an earlier run that need no second fit; its settings must be these."""
     if done is None:
         return {}
     then = {name: value for name, value in done.settings.items() if name != "environment"}
     engine.check_same_settings("earlier result", then, settings, _DISCARD)
     wanted = {(s.name, h): i for i, (s, h) in enumerate(zip(signals, hashes, strict=True))}
-    taken = {}
+    taken: dict[int, _Row] = {}
     for row, signal in enumerate(done.signals):
         index = wanted.get((signal.name, signal.fingerprint))
         if index is None:
@@ -134,7 +147,7 @@ def _take_over(
                 f"earlier result: {signal.name} is not among the signals, or has changed since. {_DISCARD}"
             )
         if signal.stop_reason != INTERRUPTED:
-            taken[index] = Fitted(index, signal, done.curves[row], dict(done.module(row).state_dict()))
+            taken[index] = _Row(signal, done.curves[row], dict(done.module(row).state_dict()))
     return taken
 
 

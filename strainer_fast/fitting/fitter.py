@@ -17,7 +17,7 @@ from strainer_fast._checks import bad_input, bad_type
 from strainer_fast.fitting import engine, small, stack
 from strainer_fast.fitting.freeze import FrozenFeatures, depth_of
 from strainer_fast.fitting.recipe import Recipe
-from strainer_fast.fitting.record import Curve, Look, Progress, Record
+from strainer_fast.fitting.record import Look, Progress, Record
 from strainer_fast.fitting.result import FittedSignal, measure_psnr
 from strainer_fast.fitting.start import (
     check_start,
@@ -38,6 +38,9 @@ STACK_ELEMENTS = 2**21
 """Most activations (points x width x signals) of one layer in a stack: wide networks run one by one and finish early,
 small ones share their calls, 83 of width 32 on 28x28 points."""
 
+RANDOM = ("siren", "shared")
+"""Initialisations without an encoder: each signal its own draw, or one for all."""
+
 GPU_STACK_ELEMENTS = 2**23
 """The same on a GPU, which one image of 178x178 and a network 256 wide keep busy."""
 
@@ -53,11 +56,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A finished signal: what is known, its curve and its parameters by name."""
+    """Signals that have stopped together.
 
-    index: int
-    signal: FittedSignal
-    curve: Curve
+    Args:
+        indices: the caller's.
+        signals: what is known about each.
+        records: what happened to each, its losses among it.
+        weights: of their networks, stacked [n, ...], named as in BatchedSiren, on the CPU.
+    """
+
+    indices: list[int]
+    signals: list[FittedSignal]
+    records: list[Record]
     weights: dict[str, Tensor]
 
 
@@ -83,6 +93,7 @@ class Fitter:
         can_skip = recipe.optimiser == "adam"
         self.precision = resolve_precision(recipe.precision, self.implementation, self.device, can_skip=can_skip)
         self.init = _resolve_init(init, architecture)
+        self.shared = init == "shared"
         self.network = self.init.architecture if isinstance(self.init, Encoder) else self.init
         self.frozen = FrozenFeatures(
             self.init if isinstance(self.init, Encoder) else None, depth_of(recipe.freeze, self.init)
@@ -90,7 +101,7 @@ class Fitter:
         self._small_too = choose(implementation, self.device, whole_fits=True).name == "native"
         self.settings: dict[str, Any] = {
             "recipe": recipe.as_dict(),
-            "init": f"encoder {self.init.fingerprint()}" if isinstance(self.init, Encoder) else "siren",
+            "init": f"encoder {self.init.fingerprint()}" if isinstance(self.init, Encoder) else str(init),
             "architecture": self.network.as_dict(),
         }
 
@@ -139,7 +150,7 @@ class Fitter:
         size: int | None = None,
         stop: Callable[[], bool],
         on_check: Callable[[Progress], None],
-        on_fitted: Callable[[list[Fitted]], None],
+        on_fitted: Callable[[Fitted], None],
     ) -> None:
         """Fit signals of one shape [*grid, C] until no more come.
 
@@ -185,11 +196,16 @@ class Fitter:
 
     def start(self, entries: Sequence[Entry], points: Tensor, values: Tensor) -> BatchedSiren:
         """Networks at step 0."""
-        seeds = [signal_seed(self.recipe.seed, entry.fingerprint) for entry in entries]
+        trained = isinstance(self.init, Encoder) and self.network.num_shared_layers == self.network.num_layers - 1
+        replaced = self.recipe.start == "mean" or (self.recipe.start == "least_squares" and trained)
+        if self.shared or replaced:  # one draw for all, which may be of nothing that stays
+            seeds = [signal_seed(self.recipe.seed, "0")] * len(entries)
+        else:
+            seeds = [signal_seed(self.recipe.seed, entry.fingerprint) for entry in entries]
         scale = resolve_scale(self.recipe.weight_scale, entries[0].signal.shape)
         networks = initial_stack(self.init, points.shape[1], values.shape[2], seeds, scale).to(self.device)
         if self.recipe.start == "least_squares":
-            least_squares_start(networks, points, values, self.recipe.ridge)
+            least_squares_start(networks, points, values, self.recipe.ridge, len(set(seeds)) == 1)
         elif self.recipe.start == "mean" and isinstance(self.init, Encoder):
             mean_start(networks, self.init)
         return networks
@@ -203,7 +219,7 @@ class _Run:
         fitter: Fitter,
         shape: Sequence[int],
         on_check: Callable[[Progress], None],
-        on_fitted: Callable[[list[Fitted]], None],
+        on_fitted: Callable[[Fitted], None],
     ) -> None:
         self.fitter, self.on_check, self.on_fitted = fitter, on_check, on_fitted
         self.begin = time.perf_counter()
@@ -223,45 +239,52 @@ class _Run:
         networks = self.fitter.start(entries, self.points, values)
         return stack.Batch([Record(e.index, began) for e in entries], values, list(networks.parameters()))
 
-    def _network(self, parameters: Sequence[Tensor], row: int) -> Siren:
-        own = {name: p.detach()[row] for name, p in zip(self.trained, parameters, strict=True)}
-        return siren_from_rows(self.still | own, self.fitter.network.omegas)
+    def _weights(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Whole networks, stacked, from what was trained of them."""
+        number = len(parameters[0])
+        still = {name: p.expand(number, *p.shape) for name, p in self.still.items()}
+        return still | {name: p.detach() for name, p in zip(self.trained, parameters, strict=True)}
 
     def look(self, seen: Look) -> None:
         """Show progress."""
         at = {record.index: row for row, record in enumerate(seen.records)}
-        steps = self.fitter.recipe.steps
-        self.on_check(seen.progress(steps, lambda index: self._network(seen.parameters, at[index])))
+
+        def module(index: int) -> Siren:
+            row = {name: w[at[index]] for name, w in self._weights(seen.parameters).items()}
+            return siren_from_rows(row, self.fitter.network.omegas)
+
+        self.on_check(seen.progress(self.fitter.recipe.steps, module))
 
     def leave(self, records: list[Record], parameters: list[Tensor]) -> None:
         """Measure networks that have stopped and hand them out."""
-        done = []
-        for row, record in enumerate(records):
-            entry, samples = self.running.pop(record.index)
-            network, signal = self._network(parameters, row), entry.signal
-            known = FittedSignal(
-                signal.name,
-                signal.shape,
-                signal.channels,
-                signal.value_range,
+        weights = self._weights(parameters)
+        entries, samples = zip(*(self.running.pop(record.index) for record in records), strict=True)
+        psnr = measure_psnr(weights, self.fitter.network.omegas, self.points, torch.stack(samples))
+        known = [
+            FittedSignal(
+                entry.signal.name,
+                entry.signal.shape,
+                entry.signal.channels,
+                entry.signal.value_range,
                 entry.fingerprint,
-                measure_psnr(network, self.points, samples),
+                decibels,
                 record.steps,
                 record.seconds,
                 record.reason,
             )
-            weights = {name: p.cpu() for name, p in network.state_dict().items()}
-            done.append(Fitted(record.index, known, record.curve(), weights))
-        self.on_fitted(done)
+            for entry, record, decibels in zip(entries, records, psnr, strict=True)
+        ]
+        kept = {name: w.to("cpu", copy=True).contiguous() for name, w in weights.items()}
+        self.on_fitted(Fitted([record.index for record in records], known, records, kept))
 
 
 def _resolve_init(init: Encoder | str | Path, architecture: Architecture | None) -> Encoder | Architecture:
-    if init == "siren":
+    if isinstance(init, str) and init in RANDOM:
         return architecture or Architecture()
     if isinstance(init, str | Path):
         init = Encoder.load(init)
     if not isinstance(init, Encoder):
-        raise bad_type("init", "an Encoder, the path of one, or 'siren'", init, "See strainer_fast.pretrain.")
+        raise bad_type("init", "an Encoder, the path of one, 'siren' or 'shared'", init, "See strainer_fast.pretrain.")
     if next(init.parameters()).dtype != torch.float32:
         init = copy.deepcopy(init).float()  # what fits compute in
     if architecture is not None and architecture != init.architecture:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from strainer_fast import reference
 from strainer_fast._checks import bad_input, check_count
 from strainer_fast._files import Shapes, read_tensors, write_tensors
 from strainer_fast.fitting.engine import CHUNK
@@ -25,6 +26,9 @@ from strainer_fast.signals.grid import COORDINATE_CONVENTION, axis, mesh
 GPU_CHUNK = 2**20
 """Points rendered at once on a GPU, which engine.CHUNK would leave idle."""
 
+MEASURE_ELEMENTS = 2**23
+"""Activations (points x width x networks) of a layer held at once where PSNR is measured."""
+
 MAX_POINTS = 2**28
 """Bound on a stored size, against files that ask for absurd allocations."""
 
@@ -34,9 +38,9 @@ class FittedSignal:
     """What is known about one fitted signal.
 
     psnr is in dB, measured at the end on the weights that are kept, predictions unclamped; infinite when exact.
-    seconds is the wall time from its start, in the company of its stack, to its stop. stop_reason is "target", "exact" (see
-    Recipe.until_exact), "budget", "non_finite" (kept at its last finite weights), "diverged" (kept at its best weights;
-    see Recipe.guard_db) or "interrupted".
+    seconds is the wall time from its start to its stop, in the company of its stack. stop_reason is "target", "exact"
+    (see Recipe.until_exact), "budget", "non_finite" (kept at its last finite weights), "diverged" (kept at its best
+    weights; see Recipe.guard_db) or "interrupted".
     """
 
     name: str
@@ -192,14 +196,32 @@ def render(
 
 
 @torch.no_grad()
-def measure_psnr(network: Siren, points: Tensor, samples: Tensor) -> float:
-    """PSNR in dB of a network on all points ([P, D], [P, C]); float32 predictions, errors summed in float64."""
-    total = sum(
-        (network(points[i : i + CHUNK]) - samples[i : i + CHUNK]).double().square().sum().item()
-        for i in range(0, len(points), CHUNK)
-    )
-    mse = torch.tensor(total / samples.numel(), dtype=torch.float64)
-    return float(-10 * mse.log10())
+def measure_psnr(
+    weights: Mapping[str, Tensor],  # stacked [N, ...], named as in BatchedSiren
+    omegas: Sequence[float],
+    points: Tensor,  # [P, D]
+    samples: Tensor,  # [N, P, C]
+) -> list[float]:
+    """PSNR in dB of N networks on all points; float32 predictions, errors summed in float64."""
+    layers = [(weights[f"layers.{i}.weight"], weights[f"layers.{i}.bias"], omega) for i, omega in enumerate(omegas)]
+    width = weights["head.weight"].shape[-1]
+    at_once = max(1, MEASURE_ELEMENTS // (min(len(points), CHUNK) * width))
+    psnr = []
+    for first in range(0, len(samples), at_once):
+        own = slice(first, first + at_once)
+        values, heads, biases = samples[own], weights["head.weight"][own], weights["head.bias"][own]
+        squares = torch.zeros(len(values), dtype=torch.float64, device=points.device)
+        for start in range(0, len(points), CHUNK):
+            block = slice(start, start + CHUNK)
+            h = points[block].expand(len(values), -1, -1)
+            for weight, bias, omega in layers:
+                h = reference.batched_sine_linear(h, weight[own], bias[own], omega)
+            # Network by network: a batch of products that are no wider than a vector has other bits than one of them.
+            for n in range(len(values)):
+                found = torch.nn.functional.linear(h[n], heads[n], biases[n])
+                squares[n] += (found - values[n, block]).double().square().sum()
+        psnr += (-10 * (squares / samples[0].numel()).log10()).tolist()
+    return psnr
 
 
 def signal_data(signal: FittedSignal) -> dict[str, Any]:

@@ -37,17 +37,17 @@ def initial_stack(
 
     `weight_scale` is for networks without an encoder; see Recipe.
     """
-    sirens = []
-    for seed in seeds:
+    drawn: dict[int, Siren] = {}
+    for seed in set(seeds):
         generator = torch.Generator().manual_seed(seed)
         if isinstance(init, Encoder):
-            sirens.append(Siren.from_encoder(init, out_features, generator=generator))
+            drawn[seed] = Siren.from_encoder(init, out_features, generator=generator)
         else:
             siren = Siren(in_features, init.hidden_features, init.num_layers, out_features, init.omegas)
             siren.reset_parameters(generator)
             scale_hidden(siren.layers, weight_scale)
-            sirens.append(siren)
-    return BatchedSiren.from_sirens(sirens)
+            drawn[seed] = siren
+    return BatchedSiren.from_sirens([drawn[seed] for seed in seeds])
 
 
 def resolve_scale(weight_scale: float | str, shape: Sequence[int]) -> float:
@@ -66,22 +66,29 @@ def scale_hidden(layers: nn.ModuleList, weight_scale: float) -> None:
 
 
 @torch.no_grad()
-def least_squares_start(stack: BatchedSiren, points: Tensor, values: Tensor, ridge: float) -> None:
+def least_squares_start(
+    stack: BatchedSiren, points: Tensor, values: Tensor, ridge: float, same_features: bool = False
+) -> None:
     """Replace the heads by the closed-form best ones on the features as they are, in place.
 
-    `reference.least_squares_heads`, from moments that are summed some points at a time.
+    `reference.least_squares_heads`, from moments that are summed some points at a time. `same_features` says that all
+    networks have the same sine layers, whose features are then computed once.
     """
+    first = stack.siren(0) if same_features else None
     sums: list[Tensor] | None = None
     for start in range(0, len(points), CHUNK):
-        f = stack.features(points[start : start + CHUNK]).double()  # [N, P, H]
+        block = points[start : start + CHUNK]
+        f = (stack.features(block) if first is None else first.features(block)[None]).double()  # [N, P, H] or [1, P, H]
         y = values[:, start : start + CHUNK].double()
-        parts = [f.sum(1, keepdim=True), y.sum(1, keepdim=True), f.mT @ f, f.mT @ y]
+        # Network by network: a batch of products with a vector has other bits than one of them.
+        cross = torch.stack([f[n % len(f)].mT @ y[n] for n in range(len(y))])
+        parts = [f.sum(1, keepdim=True), y.sum(1, keepdim=True), f.mT @ f, cross]
         sums = parts if sums is None else [a + b for a, b in zip(sums, parts, strict=True)]
     f_mean, y_mean, covariance, cross = (s / len(points) for s in sums or ())
     weight = reference.heads_from_moments(covariance - f_mean.mT @ f_mean, cross - f_mean.mT @ y_mean, ridge)
     stack.head.weight.copy_(weight)
     if stack.head.bias is not None:
-        stack.head.bias.copy_((y_mean - f_mean @ weight.mT).squeeze(1))
+        stack.head.bias.copy_(y_mean.squeeze(1) - (f_mean * weight).sum(-1))
 
 
 @torch.no_grad()

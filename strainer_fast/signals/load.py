@@ -83,38 +83,68 @@ def load_all(
 
     Raises InputError for a missing or empty folder, a missing file, or a bad array.
     """
-    shape = images.check_size(size)
-    if channels is not None and channels not in images.CHANNEL_CHOICES:
-        raise bad_input("channels", "1 (grey), 3 (RGB) or None", channels, "None keeps what the image has.")
-
-    def finish(image: images.FloatImage, source_range: images.Range, has_alpha: bool, name: str) -> Signal:
-        image = images.apply_alpha(image, has_alpha, alpha, name)
-        image = images.convert_channels(image, channels, name)
-        # Checked before resizing too, which would smear a NaN and clip what is out of range.
-        Signal(torch.from_numpy(image), name, source_range)
-        return Signal(torch.from_numpy(images.resize(image, shape, crop)), name, source_range)
-
+    reading = Reading(size, crop, channels, alpha, value_range)
     signals: list[Signal] = []
     skipped: list[Skipped] = []
     for item in _items(source):
-        if isinstance(item, Path):
-            try:
-                signals.append(finish(*images.from_pillow(images.read_image(item), value_range), name=item.stem))
-            except (OSError, InputError) as error:
-                reason = "not an image that Pillow can read" if "identify" in str(error) else str(error)
-                skipped.append(Skipped(str(item), reason))
-        elif isinstance(item, Signal):
-            image = item.values.numpy()
-            if item.values.ndim == 3 and (shape or crop or channels):
-                item = replace(finish(image, item.value_range, False, item.name), value_range=item.value_range)
-            signals.append(item)
-        elif isinstance(item, Image.Image):
-            signals.append(finish(*images.from_pillow(item, value_range), name=f"signal-{len(signals)}"))
-        else:
-            name = f"signal-{len(signals)}"
-            signals.append(finish(*images.from_array(item, value_range, name), name=name))
+        try:
+            signals.append(reading.signal(item, f"signal-{len(signals)}"))
+        except (OSError, InputError) as error:
+            if not isinstance(item, Path):
+                raise
+            skipped.append(Skipped(str(item), reason_of(error)))
     names = unique_names(signal.name for signal in signals)
     return [replace(signal, name=name) for signal, name in zip(signals, names, strict=True)], skipped
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How one image becomes a signal; arguments as of `load`.
+
+    Raises InputError for a size or channels that no image can have.
+    """
+
+    size: int | tuple[int, int] | None = None
+    crop: bool = False
+    channels: int | None = None
+    alpha: str | None = None
+    value_range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", images.check_size(self.size))
+        if self.channels is not None and self.channels not in images.CHANNEL_CHOICES:
+            raise bad_input("channels", "1 (grey), 3 (RGB) or None", self.channels, "None keeps what the image has.")
+
+    def signal(self, item: Source, name: str) -> Signal:
+        """One signal; files and Signals keep the names they have.
+
+        Raises OSError for a file that is no image, and InputError for one, or an array, that cannot be used.
+        """
+        if isinstance(item, str | Path):
+            item = Path(item)
+            return self._finish(*images.from_pillow(images.read_image(item), self.value_range), name=item.stem)
+        if isinstance(item, Signal):
+            if item.values.ndim != 3 or not (self.size or self.crop or self.channels):
+                return item
+            return self._finish(item.values.numpy(), item.value_range, False, item.name)
+        if isinstance(item, Image.Image):
+            return self._finish(*images.from_pillow(item, self.value_range), name=name)
+        return self._finish(*images.from_array(item, self.value_range, name), name=name)
+
+    def _finish(self, image: images.FloatImage, source_range: images.Range, has_alpha: bool, name: str) -> Signal:
+        image = images.apply_alpha(image, has_alpha, self.alpha, name)
+        image = images.convert_channels(image, self.channels, name)
+        signal = Signal(torch.from_numpy(image), name, source_range)
+        if not (self.size or self.crop):
+            return signal
+        # Checked before resizing too, which would smear a NaN and clip what is out of range.
+        shape = images.check_size(self.size)
+        return replace(signal, values=torch.from_numpy(images.resize(image, shape, self.crop)))
+
+
+def reason_of(error: Exception) -> str:
+    """Why a file was skipped, in a line."""
+    return "not an image that Pillow can read" if "identify" in str(error) else str(error)
 
 
 def as_signals(source: Source | Iterable[Source]) -> list[Signal]:

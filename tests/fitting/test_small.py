@@ -443,3 +443,28 @@ def test_frozen_layers_of_an_encoder_are_those_of_the_loop(
     steps = sf.fit(unseen[:2], encoder, recipe, implementation="tiled")
     for a, b in zip(whole.curves, steps.curves, strict=True):
         np.testing.assert_allclose(a.psnr, b.psnr, atol=1e-3)
+
+
+@pytest.mark.parametrize("start", ["random", "least_squares"])
+@pytest.mark.parametrize("init", ["siren", "shared", "encoder"])
+def test_no_start_depends_on_the_company_by_a_bit(
+    init: str, start: str, unseen: list[sf.Signal], encoder: sf.Encoder, tiny: sf.Architecture
+) -> None:
+    given = {"init": encoder} if init == "encoder" else {"init": init, "architecture": tiny}
+    recipe = quick(start=start, steps=3)
+    together = sf.fit(unseen[:5], recipe=recipe, **given)
+    alone = sf.fit(unseen[3], recipe=recipe, **given)
+    assert all(torch.equal(w[3], alone.weights[name][0]) for name, w in together.weights.items())
+    assert together.psnr[3] == alone.psnr[0]
+
+
+def test_shared_networks_start_alike(unseen: list[sf.Signal], tiny: sf.Architecture) -> None:
+    shared = sf.fit(unseen[:3], "shared", quick(steps=0), architecture=tiny)
+    own = sf.fit(unseen[:3], "siren", quick(steps=0), architecture=tiny)
+    for name, w in shared.weights.items():
+        assert torch.equal(w[0], w[1]) and torch.equal(w[0], w[2])
+        assert not torch.equal(own.weights[name][0], own.weights[name][1])
+    assert shared.settings["init"] == "shared"
+    headed = sf.fit(unseen[:3], "shared", quick(steps=0, start="least_squares"), architecture=tiny)
+    assert torch.equal(headed.weights["layers.1.weight"], shared.weights["layers.1.weight"])
+    assert min(headed.psnr) > max(shared.psnr)

@@ -1,6 +1,7 @@
 """A stack that stays full: signals that stop make room for the next, and nobody's fit depends on the company."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -8,21 +9,34 @@ import torch
 
 import strainer_fast as sf
 from strainer_fast.fitting.fitter import Entry, Fitted, Fitter
-from strainer_fast.fitting.record import Progress
+from strainer_fast.fitting.record import Curve, Progress
+
+
+class Row(NamedTuple):
+    index: int
+    signal: sf.FittedSignal
+    curve: Curve
+    weights: dict[str, torch.Tensor]
 
 
 def fit_all(
     signals: list[sf.Signal], encoder: sf.Encoder, recipe: sf.Recipe, size: int, implementation: str = "tiled"
-) -> tuple[list[Fitted], list[Progress]]:
+) -> tuple[list[Row], list[Progress]]:
     """All signals through a stack of `size`; what every look has seen."""
     waiting = [Entry(i, s, s.fingerprint()) for i, s in enumerate(signals)]
-    fitted: list[Fitted] = []
+    fitted: list[Row] = []
     seen: list[Progress] = []
 
     def feed(number: int) -> list[Entry]:
         taken = waiting[:number]
         del waiting[:number]
         return taken
+
+    def keep(stopped: Fitted) -> None:
+        for row, (index, signal, record) in enumerate(
+            zip(stopped.indices, stopped.signals, stopped.records, strict=True)
+        ):
+            fitted.append(Row(index, signal, record.curve(), {n: w[row] for n, w in stopped.weights.items()}))
 
     fits = Fitter(encoder, recipe, None, implementation, "cpu")
     fits.run(
@@ -31,7 +45,7 @@ def fit_all(
         size=size,
         stop=lambda: False,
         on_check=seen.append,
-        on_fitted=fitted.extend,
+        on_fitted=keep,
     )
     return sorted(fitted, key=lambda f: f.index), seen
 
