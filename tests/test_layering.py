@@ -19,6 +19,7 @@ ORDER = [
     "models",
     "signals",
     "fitting",
+    "datasets",
     "demo",
     "__init__",
     "cli",

@@ -158,7 +158,7 @@ class FitResult:
         psnr = np.split(tensors.pop("curves.psnr").numpy(), np.cumsum(lengths)[:-1])
         seconds = np.split(tensors.pop("curves.seconds").numpy(), np.cumsum(lengths)[:-1])
         return cls(
-            tuple(_signal(data) for data in document["signals"]),
+            tuple(signal_from_data(data) for data in document["signals"]),
             Architecture(**document["architecture"]),
             document["in_features"],
             tensors,
@@ -241,7 +241,7 @@ def signal_data(signal: FittedSignal) -> dict[str, Any]:
     }
 
 
-def _signal(data: dict[str, Any]) -> FittedSignal:
+def signal_from_data(data: dict[str, Any]) -> FittedSignal:
     psnr = data["psnr"] if data["psnr"] is not None else float("inf" if data["exact"] else "nan")
     low, high = data["value_range"]
     return FittedSignal(
@@ -260,7 +260,7 @@ def _signal(data: dict[str, Any]) -> FittedSignal:
 def _file_shapes(document: dict[str, Any]) -> Shapes:
     architecture = Architecture(**document["architecture"])
     in_features = check_count("in_features", document["in_features"], 1, MAX_COORDINATES)
-    signals = [_signal(data) for data in document["signals"]]
+    signals = [signal_from_data(data) for data in document["signals"]]
     lengths = document["curve_lengths"]
     num = len(signals)
     if num == 0 or len(lengths) != num or any(len(s.shape) != in_features for s in signals):
