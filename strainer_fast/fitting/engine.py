@@ -63,6 +63,17 @@ def neutral() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within, PyTorch's calls run on one thread: those on a small network are over before another one has woken up."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def step_bytes(
     implementation: str, points: int, channels: int, num_signals: int, shared: bool, network: Architecture
 ) -> int:

@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from torch import Tensor
 from strainer_fast._checks import bad_input, bad_type
 from strainer_fast.fitting import engine, small, stack
 from strainer_fast.fitting.freeze import FrozenFeatures, depth_of
+from strainer_fast.fitting.measure import measure_psnr
 from strainer_fast.fitting.recipe import Recipe
 from strainer_fast.fitting.record import Look, Progress, Record
-from strainer_fast.fitting.result import FittedSignal, measure_psnr
+from strainer_fast.fitting.result import FittedSignal
 from strainer_fast.fitting.start import (
     check_start,
     initial_stack,
@@ -164,7 +166,7 @@ class Fitter:
         run = _Run(self, shape, on_check, on_fitted)
         size = size or self.stack_size(shape)
         watch = stack.Watch(run.begin, stop, run.look, run.leave)
-        if self.is_small(shape):
+        if run.is_small:
             while not stop() and (some := feed(size)):
                 small.optimise_small(
                     run.points,
@@ -222,6 +224,7 @@ class _Run:
         on_fitted: Callable[[Fitted], None],
     ) -> None:
         self.fitter, self.on_check, self.on_fitted = fitter, on_check, on_fitted
+        self.is_small = fitter.is_small(shape)
         self.begin = time.perf_counter()
         self.points = grid(shape[:-1]).to(fitter.device)
         self.running: dict[int, tuple[Entry, Tensor]] = {}  # by index: with its samples
@@ -236,8 +239,12 @@ class _Run:
         began = time.perf_counter() - self.begin
         values = torch.stack([e.signal.samples() for e in entries]).to(self.fitter.device)
         self.running |= {e.index: (e, value) for e, value in zip(entries, values, strict=True)}
-        networks = self.fitter.start(entries, self.points, values)
+        with self._threads():
+            networks = self.fitter.start(entries, self.points, values)
         return stack.Batch([Record(e.index, began) for e in entries], values, list(networks.parameters()))
+
+    def _threads(self) -> AbstractContextManager[None]:
+        return engine.one_thread() if self.is_small else nullcontext()
 
     def _weights(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
         """Whole networks, stacked, from what was trained of them."""
@@ -250,7 +257,7 @@ class _Run:
         at = {record.index: row for row, record in enumerate(seen.records)}
 
         def module(index: int) -> Siren:
-            row = {name: w[at[index]] for name, w in self._weights(seen.parameters).items()}
+            row = {name: w[at[index]] for name, w in self._weights(seen.parameters()).items()}
             return siren_from_rows(row, self.fitter.network.omegas)
 
         self.on_check(seen.progress(self.fitter.recipe.steps, module))
@@ -259,7 +266,8 @@ class _Run:
         """Measure networks that have stopped and hand them out."""
         weights = self._weights(parameters)
         entries, samples = zip(*(self.running.pop(record.index) for record in records), strict=True)
-        psnr = measure_psnr(weights, self.fitter.network.omegas, self.points, torch.stack(samples))
+        with self._threads():
+            psnr = measure_psnr(weights, self.fitter.network.omegas, self.points, torch.stack(samples))
         known = [
             FittedSignal(
                 entry.signal.name,

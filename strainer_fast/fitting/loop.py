@@ -76,7 +76,7 @@ def optimise(
                 record.clock.append((step, now))
                 if good < len(seen) or reason:
                     record.stop(NON_FINITE if good < len(seen) else reason, now)
-            on_check(Look(records, [step] * len(records), psnr, now, stepper.parameters))
+            on_check(Look(records, [step] * len(records), psnr, now, lambda: stepper.parameters))
             if records[0].reason:
                 break
         stepper.update()

@@ -77,7 +77,7 @@ class Look:
     done: list[int]  # steps, one per running signal
     psnr: list[float]
     seconds: float
-    parameters: list[Tensor]  # of the running signals, before this step's update
+    parameters: Callable[[], list[Tensor]]  # of the running signals, before this step's update
 
     def progress(self, steps: int, module: Callable[[int], Siren]) -> Progress:
         """What the caller's callback sees."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from strainer_fast import reference
 from strainer_fast._checks import bad_input, check_count
 from strainer_fast._files import Shapes, read_tensors, write_tensors
 from strainer_fast.fitting.engine import CHUNK
@@ -25,9 +24,6 @@ from strainer_fast.signals.grid import COORDINATE_CONVENTION, axis, mesh
 
 GPU_CHUNK = 2**20
 """Points rendered at once on a GPU, which engine.CHUNK would leave idle."""
-
-MEASURE_ELEMENTS = 2**23
-"""Activations (points x width x networks) of a layer held at once where PSNR is measured."""
 
 MAX_POINTS = 2**28
 """Bound on a stored size, against files that ask for absurd allocations."""
@@ -193,35 +189,6 @@ def render(
         block = out[start : start + rows]
         block.copy_(network.values(mesh([axes[0][start : start + rows], *axes[1:]])).view(block.shape))
     return out
-
-
-@torch.no_grad()
-def measure_psnr(
-    weights: Mapping[str, Tensor],  # stacked [N, ...], named as in BatchedSiren
-    omegas: Sequence[float],
-    points: Tensor,  # [P, D]
-    samples: Tensor,  # [N, P, C]
-) -> list[float]:
-    """PSNR in dB of N networks on all points; float32 predictions, errors summed in float64."""
-    layers = [(weights[f"layers.{i}.weight"], weights[f"layers.{i}.bias"], omega) for i, omega in enumerate(omegas)]
-    width = weights["head.weight"].shape[-1]
-    at_once = max(1, MEASURE_ELEMENTS // (min(len(points), CHUNK) * width))
-    psnr = []
-    for first in range(0, len(samples), at_once):
-        own = slice(first, first + at_once)
-        values, heads, biases = samples[own], weights["head.weight"][own], weights["head.bias"][own]
-        squares = torch.zeros(len(values), dtype=torch.float64, device=points.device)
-        for start in range(0, len(points), CHUNK):
-            block = slice(start, start + CHUNK)
-            h = points[block].expand(len(values), -1, -1)
-            for weight, bias, omega in layers:
-                h = reference.batched_sine_linear(h, weight[own], bias[own], omega)
-            # Network by network: a batch of products that are no wider than a vector has other bits than one of them.
-            for n in range(len(values)):
-                found = torch.nn.functional.linear(h[n], heads[n], biases[n])
-                squares[n] += (found - values[n, block]).double().square().sum()
-        psnr += (-10 * (squares / samples[0].numel()).log10()).tolist()
-    return psnr
 
 
 def signal_data(signal: FittedSignal) -> dict[str, Any]:

@@ -141,5 +141,8 @@ def _look(
     with np.errstate(divide="ignore", invalid="ignore"):
         psnr = -10 * np.log10(mse)
     index = torch.tensor(running, device="cpu")
-    trained = [p[index] for p in state.parameters[2 * num_frozen :]]
+
+    def trained() -> list[Tensor]:
+        return [p[index] for p in state.parameters[2 * num_frozen :]]
+
     return Look([records[n] for n in running], [step] * len(running), psnr.tolist(), now, trained)

@@ -175,7 +175,7 @@ class Stack:
             if reason is not None:
                 record.stop(reason, now - record.began)
                 leaving.append(row)
-        watch.on_check(Look(self.records, self.age.tolist(), psnr.tolist(), now, self.stepper.parameters))
+        watch.on_check(Look(self.records, self.age.tolist(), psnr.tolist(), now, lambda: self.stepper.parameters))
         if self.plateau is not None:
             self.optimiser.halvings[self.plateau.look(psnr, due)] += 1
         if not leaving:
