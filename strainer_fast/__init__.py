@@ -8,9 +8,10 @@
 Layers (SineLinear, ...) and models (Siren, Strainer, ...) are ordinary nn.Modules for code of your own.
 """
 
-from strainer_fast import nn, reference, signals
+from strainer_fast import datasets, nn, reference, signals
 from strainer_fast._checks import InputError, InputTypeError
 from strainer_fast._version import __version__
+from strainer_fast.datasets import FittedDataset, fit_dataset
 from strainer_fast.fitting import FitResult, FittedSignal, Interrupted, Progress, Recipe, explain, fit, pretrain, recipe
 from strainer_fast.models import Architecture, BatchedSiren, Encoder, Siren, Strainer, load_foreign
 from strainer_fast.nn import BatchedSineLinear, MultiHeadLinear, SineLinear
@@ -22,6 +23,7 @@ __all__ = [
     "BatchedSiren",
     "Encoder",
     "FitResult",
+    "FittedDataset",
     "FittedSignal",
     "InputError",
     "InputTypeError",
@@ -34,8 +36,10 @@ __all__ = [
     "Siren",
     "Strainer",
     "__version__",
+    "datasets",
     "explain",
     "fit",
+    "fit_dataset",
     "load_foreign",
     "nn",
     "pretrain",

@@ -12,10 +12,12 @@ import typer
 from strainer_fast.cli.demo import demo
 from strainer_fast.cli.doctor import doctor
 from strainer_fast.cli.fit import fit
+from strainer_fast.cli.fit_dataset import fit_dataset
 from strainer_fast.cli.inspect import inspect
 from strainer_fast.cli.pretrain import pretrain
 from strainer_fast.cli.recipes import recipes
 from strainer_fast.cli.render import render
+from strainer_fast.cli.verify import export, verify
 
 app = typer.Typer(
     name="strainer-fast",
@@ -25,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, pretrain, fit, recipes, render, inspect, doctor):
+for verb in (demo, pretrain, fit, fit_dataset, verify, export, recipes, render, inspect, doctor):
     app.command()(verb)
 
 

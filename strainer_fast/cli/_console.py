@@ -48,7 +48,7 @@ class Reporter:
             print(json.dumps(data, allow_nan=False))
 
     @contextmanager
-    def progress(self, label: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    def progress(self, label: str, total: int, unit: str = "steps") -> Iterator[Callable[[int, str], None]]:
         """Yields update(done, note); a bar on a terminal, a line now and then elsewhere."""
         if self.console.is_terminal and not self.quiet:
             columns = (
@@ -59,7 +59,7 @@ class Reporter:
                 TimeRemainingColumn(),
             )
             with Bar(*columns, console=self.console) as bar:
-                task = bar.add_task(label, total=total, note="")
+                task = bar.add_task(label, total=total or None, note="")
                 yield lambda done, note: bar.update(task, completed=done, note=note)
             return
         begin = last = time.monotonic()
@@ -67,12 +67,17 @@ class Reporter:
         def update(done: int, note: str) -> None:
             nonlocal last
             now = time.monotonic()
-            if now - last >= PLAIN_SECONDS and 0 < done < total:
+            if now - last < PLAIN_SECONDS or not done:
+                return
+            if done < total:
                 left = (now - begin) * (total - done) / done
                 self.say(f"{label}: {done}/{total}  {note}  {left:.0f} s left")
                 last = now
+            elif not total:  # only the end will tell
+                self.say(f"{label}: {done}  {note}")
+                last = now
 
-        self.say(f"{label}: {total} steps")
+        self.say(f"{label}: {total or ''} {unit}".replace("  ", " "))
         yield update
 
     def _show_warning(

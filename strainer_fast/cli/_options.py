@@ -46,6 +46,9 @@ SharedLayers = Annotated[int | None, typer.Option(help="Sine layers in the share
 OmegaText = Annotated[
     str | None, typer.Option("--omega", help="Frequency scale: one number, or one per sine layer, 30,10,... (30).")
 ]
+Key = Annotated[str | None, typer.Option(help="Which array of an .npz.")]
+ImageShape = Annotated[str | None, typer.Option(help="HxW or HxWxC of the images in a .csv (square, grey).")]
+LabelColumn = Annotated[int | None, typer.Option(help="A column of a .csv that is no pixel; -1 is the last one.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is already in the output.")]
 
 
@@ -57,6 +60,16 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     if match is None:
         raise bad_input("--size", "HxW, for example 178x178, or one number", repr(text), "Sizes are in pixels.")
     return int(match[1]), int(match[2] or match[1])
+
+
+def parse_shape(text: str | None) -> tuple[int, ...] | None:
+    """ "28x28" or "32x32x3" as numbers."""
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if len(sides) not in (2, 3) or not all(side.isdigit() and int(side) > 0 for side in sides):
+        raise bad_input("--image-shape", "HxW or HxWxC, for example 28x28", repr(text), "Sizes are in pixels.")
+    return tuple(int(side) for side in sides)
 
 
 def make_architecture(
