@@ -38,7 +38,7 @@ class Journal:
         self.vectors: list[Tensor] = []  # [n, D] each
         end = 0
         if path.exists():
-            for row, vector, behind in _records(path.read_bytes()):
+            for row, vector, behind in records(path.read_bytes()):
                 self.rows.append(row)
                 self.vectors.append(vector)
                 end = behind
@@ -77,7 +77,7 @@ def _encoded(row: Row, vector: Tensor) -> bytes:
     return HEADER.pack(MAGIC, zlib.crc32(numbers, zlib.crc32(text)), len(text), len(numbers)) + text + numbers
 
 
-def _records(data: bytes) -> Iterator[tuple[Row, Tensor, int]]:
+def records(data: bytes) -> Iterator[tuple[Row, Tensor, int]]:
     """(row, network [1, D], where its record ends) of every whole record from the beginning on."""
     at = 0
     while at + HEADER.size <= len(data):

@@ -5,5 +5,18 @@ from strainer_fast.signals.load import Skipped, as_signals, load, load_all
 from strainer_fast.signals.noise import noise
 from strainer_fast.signals.samples import samples
 from strainer_fast.signals.signal import Signal, unique_names
+from strainer_fast.signals.stream import Stream, stream
 
-__all__ = ["Signal", "Skipped", "as_signals", "grid", "load", "load_all", "noise", "samples", "unique_names"]
+__all__ = [
+    "Signal",
+    "Skipped",
+    "Stream",
+    "as_signals",
+    "grid",
+    "load",
+    "load_all",
+    "noise",
+    "samples",
+    "stream",
+    "unique_names",
+]
