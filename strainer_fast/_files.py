@@ -31,7 +31,7 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that replaces `path` only when all was written and has reached the disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("w+b") as file:  # some formats are read while they are written
             yield file
             file.flush()
             os.fsync(file.fileno())

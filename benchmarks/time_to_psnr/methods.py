@@ -58,7 +58,7 @@ FULL = {"brain-mri": 5000, "*": 1000}
 PAPER_10 = Source("strainer-10", steps=FULL)
 PAPER_1 = Source("strainer-1", images=1, steps=FULL)
 NOISE = Source("noise-uniform", noise="uniform", images=0, steps={"*": 5000})
-MAML = Source("maml", changes={"pretrain_method": "maml", "pretrain_learning_rate": 1e-4}, size=96, steps={"*": 100})
+MAML = Source("maml", changes={"pretrain_method": "maml", "pretrain_learning_rate": 1e-4}, size=96, steps={"*": 50})
 FAST = Source("fast", recipe="fast", steps={"*": sf.recipe("fast").pretrain_steps})
 
 TUNED = {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 5}

@@ -220,4 +220,4 @@ except ImportError:  # Windows
 
 def flat(weights: dict[str, Tensor]) -> Tensor:  # [n, D]
     """Stacked networks as one vector each, in the order of Siren.parameters()."""
-    return torch.cat([w.reshape(len(w), -1) for w in weights.values()], 1)
+    return torch.cat([w.flatten(1) for w in weights.values()], 1)

@@ -96,14 +96,17 @@ class Writer:
         Raises OSError where the disk takes no more.
         """
         kind = _kind(rows[0])
-        if kind not in self._open:
-            self._open[kind] = Journal(self.folder / SHARDS / f"{self.prefix}{self.next:05d}{PART}")
-            self.next += 1
-        self._open[kind].append(rows, weights)
-        for row in rows:
-            self.finished.add(row)
-        if len(self._open[kind].rows) >= self.shard_rows(kind):
-            self._seal(kind)
+        while rows:
+            if kind not in self._open:
+                self._open[kind] = Journal(self.folder / SHARDS / f"{self.prefix}{self.next:05d}{PART}")
+                self.next += 1
+            room = max(1, self.shard_rows(kind) - len(self._open[kind].rows))
+            self._open[kind].append(rows[:room], {name: w[:room] for name, w in weights.items()})
+            for row in rows[:room]:
+                self.finished.add(row)
+            if len(self._open[kind].rows) >= self.shard_rows(kind):
+                self._seal(kind)
+            rows, weights = rows[room:], {name: w[room:] for name, w in weights.items()}
 
     def shard_rows(self, kind: tuple[int, int]) -> int:
         """Networks of a full shard."""
