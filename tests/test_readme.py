@@ -1,4 +1,4 @@
-"""README's Python runs as it stands, and its commands and files exist."""
+"""README's Python (and that of docs/datasets.md) runs as it stands, and its commands and files exist."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+DATASETS = (ROOT / "docs" / "datasets.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README + DATASETS, re.DOTALL)
 
 
 @pytest.mark.parametrize("code", EXAMPLES, ids=[f"example_{i}" for i in range(len(EXAMPLES))])
@@ -36,9 +37,9 @@ def test_verbs_and_options_exist() -> None:
 
     from strainer_fast import cli
 
-    for command in re.findall(r"^\s*strainer-fast (.+?)(?:#.*)?$", README, re.MULTILINE):
+    for command in re.findall(r"^\s*strainer-fast (.+?)(?:#.*)?$", README + DATASETS, re.MULTILINE):
         verb, *words = command.split()
-        parameters = inspect.signature(getattr(cli, verb)).parameters
+        parameters = inspect.signature(getattr(cli, verb.replace("-", "_"))).parameters
         for word in words:
             if word.startswith("--"):
                 name = word.removeprefix("--").replace("-", "_")

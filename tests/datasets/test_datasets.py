@@ -106,6 +106,11 @@ def test_the_index_says_what_is_where(images: list[sf.Signal], tmp_path: Path) -
         assert float(line["psnr"]) == pytest.approx(rows[place].signal.psnr, abs=1e-4)
         assert line["size"] == "8x8" and line["channels"] == "1" and line["stop_reason"] == "budget"
     assert not list(tmp_path.glob("shards/*.part"))
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = parquet.read_table(tmp_path / "index.parquet").to_pydict()
+    assert {name: [str(v) for v in values] for name, values in table.items()}["shard"] == [r["shard"] for r in lines]
+    assert table["fingerprint"] == [row.signal.fingerprint for row in dataset.rows()]
+    assert table["index"] == list(range(len(images)))
 
 
 def test_sizes_and_channels_may_be_mixed(
