@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from strainer_fast._checks import bad_input, check_count
-from strainer_fast.datasets.folder import Row
+from strainer_fast.datasets.folder import Row, parameter_shapes
 from strainer_fast.datasets.reader import FittedDataset
 from strainer_fast.datasets.writer import Writer, open_writer
 from strainer_fast.fitting import engine
@@ -36,8 +37,8 @@ class DatasetProgress:
     """What a run knows now and then.
 
     Args:
-        finished: signals of the folder that are fitted, those of earlier runs included.
-        number: of signals in all, skipped ones included; None where only the end of the source will tell.
+        finished: signals of this part that are fitted, those of earlier runs included as far as they were read again.
+        number: of signals of this part, skipped ones included; None where only the end of the source will tell.
         skipped: files of this run that could not be read.
         fitted: signals fitted by this run.
         seconds: since the run began.
@@ -117,7 +118,7 @@ def fit_dataset(
         "source": source.description,
         "environment": fitter.environment([first.values.shape]),
     }
-    parameters = sum(w.numel() for w in _parameters(fitter, first))
+    parameters = parameter_shapes(fitter.network, len(first.shape), first.channels).values()
     own = 0 if source.number is None else len(range(part[0], source.number, part[1]))
     with (
         open_writer(
@@ -128,7 +129,7 @@ def fit_dataset(
             resume=resume,
             overwrite=overwrite,
             shard_rows=shard_rows,
-            needed_bytes=4 * own * parameters,
+            needed_bytes=4 * own * sum(map(math.prod, parameters)),
         ) as writer,
         deferred_interrupt() as interrupted,
     ):
@@ -152,13 +153,6 @@ def fit_dataset(
     return dataset
 
 
-def _parameters(fitter: Fitter, signal: Signal) -> Iterator[Any]:
-    from strainer_fast.models import Siren
-
-    a = fitter.network
-    yield from Siren(len(signal.shape), a.hidden_features, a.num_layers, signal.channels, a.omegas).parameters()
-
-
 class _Queue:
     """Signals on their way from the stream to a fit, by shape [*grid, C]."""
 
@@ -169,7 +163,7 @@ class _Queue:
         self._writer: Writer | None = None
         self.sources: dict[int, str] = {}
         self.waiting: dict[tuple[int, ...], deque[Entry]] = {}
-        self.skipped = 0
+        self.skipped = self.passed = 0  # not read, and fitted already
         self._bytes = 0
 
     def first(self) -> Signal:
@@ -205,6 +199,7 @@ class _Queue:
                 self.waiting.setdefault(shape, deque()).append(Entry(index, signal, fingerprint))
                 self._bytes += 4 * signal.values.numel()
                 return shape
+            self.passed += 1
             if before != fingerprint:
                 raise bad_input(
                     f"signal {index} ({source})",
@@ -222,11 +217,12 @@ class _Queue:
     def take(self, shape: tuple[int, ...], number: int) -> list[Entry]:
         """Up to `number` signals of a shape; fewer when too many of others wait, none when it is their turn."""
         own = self.waiting.setdefault(shape, deque())
-        while len(own) < number and self._bytes - sum(4 * e.signal.values.numel() for e in own) < WAITING_BYTES:
+        size = 4 * math.prod(shape)
+        while len(own) < number and self._bytes - size * len(own) < WAITING_BYTES:
             if self._pull() is None:
                 break
         taken = [own.popleft() for _ in range(min(number, len(own)))]
-        self._bytes -= sum(4 * e.signal.values.numel() for e in taken)
+        self._bytes -= size * len(taken)
         if not own:
             del self.waiting[shape]
         return taken
@@ -245,7 +241,6 @@ class _Run:
         self.writer, self.queue, self.number, self.on_progress = writer, queue, number, on_progress
         self.begin = self.reported = time.monotonic()
         self.fitted = 0
-        self.stops: Counter[str] = Counter()
         self.last: deque[float] = deque(maxlen=101)
 
     def keep(self, fitted: Fitted) -> None:
@@ -274,5 +269,5 @@ class _Run:
             return
         self.reported = now
         median = sorted(self.last)[len(self.last) // 2] if self.last else float("nan")
-        known = (self.writer.finished.number, self.number, self.queue.skipped, self.fitted)
+        known = (self.queue.passed + self.fitted, self.number, self.queue.skipped, self.fitted)
         self.on_progress(DatasetProgress(*known, now - self.begin, median))

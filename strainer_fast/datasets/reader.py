@@ -19,6 +19,14 @@ from strainer_fast.datasets.folder import Row, flat
 from strainer_fast.models import Architecture, Siren
 from strainer_fast.models.siren import siren_from_rows
 
+KEPT_SHARDS = 32
+"""Shards that are kept open: neighbours lie in as many, where as many processes have filled a folder."""
+
+
+def _make_room(kept: dict[int, Any]) -> None:
+    if len(kept) >= KEPT_SHARDS:
+        del kept[next(iter(kept))]
+
 
 class FittedDataset(Dataset[Siren]):
     """Networks that `fit_dataset` left in a folder; `dataset[i]` is the Siren of the i-th fitted signal.
@@ -53,8 +61,8 @@ class FittedDataset(Dataset[Siren]):
         self.indices: NDArray[np.int64] = unsorted[order]
         self._shards: NDArray[np.int32] = np.concatenate(shards or [nothing.astype(np.int32)])[order]
         self._places: NDArray[np.int32] = np.concatenate(places or [nothing.astype(np.int32)])[order]
-        self._opened: tuple[int, Any] | None = None
-        self._known: tuple[int, list[Row]] | None = None
+        self._opened: dict[int, Any] = {}
+        self._known: dict[int, list[Row]] = {}
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -63,7 +71,7 @@ class FittedDataset(Dataset[Siren]):
         return f"FittedDataset({str(self.folder)!r}): {len(self)} networks, {self.architecture}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_opened": None}  # workers of a DataLoader open files of their own
+        return self.__dict__ | {"_opened": {}}  # workers of a DataLoader open files of their own
 
     def __getitem__(self, index: int) -> Siren:
         return siren_from_rows(self.weights(index), self.architecture.omegas)
@@ -71,19 +79,21 @@ class FittedDataset(Dataset[Siren]):
     def weights(self, index: int) -> dict[str, Tensor]:
         """Parameters of one network by name, as Siren.state_dict()."""
         shard, place = self._find(index)
-        if self._opened is None or self._opened[0] != shard:
+        if shard not in self._opened:
             files.read_rows(self._paths[shard])  # that it is ours and whole
-            self._opened = (shard, safe_open(self._paths[shard], framework="pt"))
-        file = self._opened[1]
+            _make_room(self._opened)
+            self._opened[shard] = safe_open(self._paths[shard], framework="pt")
+        file = self._opened[shard]
         names = files.parameter_shapes(self.architecture, 1, 1)
         return {name: file.get_slice(name)[place : place + 1][0] for name in names}
 
     def row(self, index: int) -> Row:
         """Index and source of a signal, and what is known of its fit."""
         shard, place = self._find(index)
-        if self._known is None or self._known[0] != shard:
-            self._known = (shard, files.read_rows(self._paths[shard]))
-        return self._known[1][place]
+        if shard not in self._known:
+            _make_room(self._known)
+            self._known[shard] = files.read_rows(self._paths[shard])
+        return self._known[shard][place]
 
     def rows(self) -> Iterator[Row]:
         """All of them, in the order of the source."""

@@ -34,7 +34,6 @@ class Finished:
     def __init__(self) -> None:
         self._known = np.zeros(0, dtype=bool)
         self._prints = np.zeros(0, dtype=np.uint64)
-        self.number = 0
 
     def add(self, row: Row) -> None:
         """Note a signal."""
@@ -42,7 +41,6 @@ class Finished:
             more = max(1024, row.index + 1, 2 * len(self._known)) - len(self._known)
             self._known = np.concatenate([self._known, np.zeros(more, dtype=bool)])
             self._prints = np.concatenate([self._prints, np.zeros(more, dtype=np.uint64)])
-        self.number += not self._known[row.index]
         self._known[row.index] = True
         self._prints[row.index] = int(row.signal.fingerprint, 16)
 

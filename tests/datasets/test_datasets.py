@@ -205,6 +205,8 @@ def rows_on_disk(out: Path) -> list[int]:
     """Indices of all networks that are safe."""
     found = [row.index for path in files.shard_paths(out) for row in files.read_rows(path)]
     for path in out.glob("shards/*.part"):
+        if path.with_suffix(".safetensors").exists():
+            continue  # killed between the two: the shard counts
         with contextlib.suppress(FileNotFoundError):  # it becomes a shard meanwhile
             found += [row.index for row, _, _ in records(path.read_bytes())]
     return found
