@@ -88,7 +88,7 @@ def _search() -> Iterator[Method]:
     adam = Source("adam-600", steps={"*": 600})
     muon = {"pretrain_optimiser": "muon", "pretrain_schedule": "cosine", "pretrain_warmup_steps": 5}
     ours = Source("muon-300", changes=muon | {"pretrain_learning_rate": 4e-3}, steps={"*": 300})
-    kfac = {"optimiser": "kfac", "learning_rate": 0.03, "damping": 0.1, "start": "least_squares"}
+    kfac = {"optimiser": "kfac", "learning_rate": 0.03, "damping": 0.1, "momentum": 0.5, "start": "least_squares"}
 
     for start in ("random", "least_squares", "mean"):
         yield Method(f"start: {start}", changes={"start": start}, source=adam)
@@ -104,6 +104,7 @@ def _search() -> Iterator[Method]:
         "K-FAC, learning rate 0.015": kfac | {"learning_rate": 0.015},
         "K-FAC, damping 0.03": kfac | {"damping": 0.03},
         "K-FAC, damping 0.3": kfac | {"damping": 0.3},
+        "K-FAC, momentum by progress": kfac | {"momentum": None},
         "K-FAC, momentum 0": kfac | {"momentum": 0.0},
         "K-FAC, momentum 0.8": kfac | {"momentum": 0.8},
         "K-FAC, refreshed every step": kfac | {"refresh_every": 1},
@@ -149,6 +150,9 @@ def _search() -> Iterator[Method]:
         yield Method(f"encoder: {method}, K-FAC", changes=kfac, source=source)
     for scale in (1.0, 1.5, 2.0, 2.5, 3.0):
         yield Method(f"no encoder, weights x {scale:g}, K-FAC", changes=kfac | {"weight_scale": scale})
+    yield Method(
+        "no encoder, weights x 2, K-FAC, momentum by progress", changes=kfac | {"weight_scale": 2.0, "momentum": None}
+    )
     yield Method("no encoder, weights x 2, K-FAC, random head", changes=kfac | {"weight_scale": 2.0, "start": "random"})
     yield Method("no encoder, weights x 2.5, Adam 1e-4", changes={"weight_scale": 2.5})
 

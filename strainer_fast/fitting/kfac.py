@@ -19,7 +19,13 @@ from strainer_fast._random import generator_at
 from strainer_fast.fitting.optim import Optimiser, Rebuild, rebuilt, rows
 from strainer_fast.fitting.recipe import Recipe
 
-MOMENTUM = 0.5
+MOMENTA = (0.5, 0.95)
+"""Bounds of the momentum where the recipe has none: it is the share of the loss that a step leaves. That share is what
+heavy-ball momentum would best be for a quadratic loss: little while steps gain decibels, much once they gain tenths."""
+
+SMOOTHING = 0.8
+"""Of that share, from step to step."""
+
 FACTOR_POINTS = 4096
 """Points behind the factors of a refresh: 16 per unit of a layer 256 wide."""
 
@@ -52,8 +58,8 @@ class Kfac(Optimiser):
     ) -> None:
         super().__init__(parameters, recipe, num_signals)
         self.points, self.omegas = points, tuple(omegas)
-        self.momentum = MOMENTUM if recipe.momentum is None else recipe.momentum
         groups = num_signals or 1
+        self.left = points.new_zeros(groups)  # share of the loss that a step leaves, smoothed
         self.rate = points.new_ones(groups)  # adapts the learning rate
         self.best = points.new_full((groups,), float("inf"))  # sum of the losses of `kept`
         self.losses: Tensor | None = None  # of `kept`, per signal; None before the first `settle`
@@ -88,6 +94,8 @@ class Kfac(Optimiser):
             g.copy_(kept.copy_(torch.where(self._each(good, g), g, kept)))
         if self.moved:
             self.rate *= torch.where(good, GROWTH, CUT)
+        left = torch.where(good & torch.isfinite(self.best), total / self.best, (~good).to(total.dtype))
+        self.left.mul_(SMOOTHING).add_((1 - SMOOTHING) * left.nan_to_num(nan=1.0))
         self.moved = False
         self.best = torch.where(good, total, self.best)
         ok = good if self.step.ndim else good[0]
@@ -102,6 +110,8 @@ class Kfac(Optimiser):
         for step in sorted(set(steps[due].tolist())):  # one for all, unless networks came at different times
             self._refresh(parameters, torch.nonzero(due & (steps == step)).view(-1), step)
         rate = self.learning_rate().float().to(self.points.device).view(-1) * self.rate
+        given = self.recipe.momentum
+        momentum = self.left.clamp(*MOMENTA) if given is None else torch.full_like(self.left, given)
         channels = parameters[-1].shape[-1]
         for i, (inverse_a, inverse_g) in enumerate(self.inverses):
             # The mean over channels too is part of the loss: its Gauss-Newton matrix is 2 / C of A (x) G.
@@ -109,7 +119,7 @@ class Kfac(Optimiser):
             direction = inverse_g @ joined @ inverse_a
             parts = (direction[..., :-1], direction[..., -1])
             for p, v, part in zip(parameters[2 * i :], self.velocity[2 * i :], parts, strict=False):
-                p.sub_(v.mul_(self.momentum).add_(self._each(rate, p) * part))
+                p.sub_(v.mul_(self._each(momentum, v)).add_(self._each(rate, p) * part))
         self.advance()
         self.moved = True
 
@@ -142,11 +152,13 @@ class Kfac(Optimiser):
             "inverse_g": [g for _, g in self.inverses],
         }
         tensors = {f"{name}.{i}": t for name, group in groups.items() for i, t in enumerate(group)}
-        return super().state() | tensors | {"rate": self.rate, "best": self.best, "stale": self.stale}
+        return (
+            super().state() | tensors | {"rate": self.rate, "best": self.best, "left": self.left, "stale": self.stale}
+        )
 
     def _rebuild(self, how: Rebuild, *others: Self) -> None:
         super()._rebuild(how, *others)
-        for name in ("rate", "best", "stale", *(() if self.losses is None else ("losses",))):
+        for name in ("rate", "best", "left", "stale", *(() if self.losses is None else ("losses",))):
             setattr(self, name, how(getattr(self, name), *(getattr(o, name) for o in others)))
         for name in ("kept", "kept_gradients", "velocity"):
             setattr(self, name, rebuilt(how, getattr(self, name), *(getattr(o, name) for o in others)))
@@ -157,6 +169,7 @@ class Kfac(Optimiser):
         """Forget the state of one signal and halve its learning rate."""
         super().restart(signal)
         self.best[signal] = float("inf")
+        self.left[signal] = 0
         for v in self.velocity:
             v[signal] = 0
 

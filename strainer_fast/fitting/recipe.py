@@ -44,7 +44,8 @@ class Recipe:
             step that raises the loss is taken back).
         learning_rate: of the optimiser; of "kfac" the share of a Gauss-Newton step, which then adapts.
         betas, eps: Adam's.
-        momentum: of "muon" (Nesterov's) and "kfac"; None is 0.95 and 0.5.
+        momentum: of "muon" (Nesterov's; None is 0.95) and "kfac" (None follows the share of the loss that a step
+            leaves, within 0.5 and 0.95).
         damping: of "kfac": squared share of each factor's mean eigenvalue that is added to it.
         refresh_every: steps between two looks of "kfac" at the curvature.
         schedule: the learning rate over a fit: "constant"; "cosine" to a fiftieth at the last of `steps`, after

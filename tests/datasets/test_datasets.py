@@ -276,6 +276,18 @@ def test_a_torn_record_is_dropped(images: list[sf.Signal], tmp_path: Path) -> No
     assert len(list(records(bytes(flipped)))) == 1
 
 
+def test_killed_between_a_shard_and_its_journal(images: list[sf.Signal], tmp_path: Path) -> None:
+    dataset = fit_dataset(images[:4], tmp_path, recipe=quick(steps=1), **GIVEN)
+    journal = Journal(tmp_path / "shards" / "00000.part")
+    journal.append([dataset.row(3)], {name: w[None] for name, w in dataset.weights(3).items()})
+    journal.close(delete=False)
+    seen: list[DatasetProgress] = []
+    again = fit_dataset(images[:4], tmp_path, recipe=quick(steps=1), resume=True, on_progress=seen.append, **GIVEN)
+    assert seen[-1].fitted == 0
+    assert again.indices.tolist() == [0, 1, 2, 3]
+    assert not journal.path.exists()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"

@@ -300,3 +300,33 @@ def test_bad_settings() -> None:
             sf.recipe("paper", **change)
     with pytest.raises(sf.InputTypeError, match="name of a preset"):
         sf.recipe(3)
+
+
+def test_momentum_of_kfac_follows_what_a_step_leaves_of_the_loss() -> None:
+    """Smoothed ratios of each network's own losses, 1 where a step is taken back."""
+    points, _, parameters = stack(2)
+    optimiser = make_optimiser(parameters, sf.recipe("paper", **KFAC), 2, points, OMEGAS)
+    assert isinstance(optimiser, Kfac)
+    expected = torch.zeros(2)
+    before: list[float] = []
+    for losses in ([1.0, 1.0], [0.5, 0.9], [0.25, 0.81], [0.125, 2.0], [float("nan"), 0.729]):
+        optimiser.settle(parameters, torch.tensor(losses), [torch.zeros_like(p) for p in parameters])
+        if before:
+            kept = [a if a <= b else b for a, b in zip(losses, before, strict=True)]
+            left = [k / b for k, b in zip(kept, before, strict=True)]
+        else:
+            kept, left = losses, [0.0, 0.0]
+        expected = 0.8 * expected + 0.2 * torch.tensor(left)
+        before = kept
+    torch.testing.assert_close(optimiser.left, expected)
+    optimiser.restart(1)
+    assert optimiser.left.tolist() == [pytest.approx(float(expected[0])), 0.0]
+    optimiser.left = torch.tensor([0.2, 0.99])
+    optimiser.velocity = [torch.ones_like(v) for v in optimiser.velocity]
+    optimiser.inverses = [(torch.zeros_like(a), torch.zeros_like(g)) for a, g in optimiser.inverses]
+    optimiser.stale[:] = 0
+    optimiser.step[:] = 1  # no refresh is due
+    optimiser.update(parameters, [torch.zeros_like(p) for p in parameters])
+    for v in optimiser.velocity:
+        torch.testing.assert_close(v[0], torch.full_like(v[0], 0.5))
+        torch.testing.assert_close(v[1], torch.full_like(v[1], 0.95))
