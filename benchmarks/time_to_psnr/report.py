@@ -139,9 +139,9 @@ def exactness(report: Report) -> list[str]:
     return lines
 
 
-def search_table(path: Path) -> list[str]:
-    """Every lead that was tried: medians over images and seeds."""
-    rows = read_rows(path)
+def search_table(path: Path, domain: str | None = None) -> list[str]:
+    """Every lead that was tried, on one domain or all: medians over images and seeds."""
+    rows = [r for r in read_rows(path) if domain in (None, r["domain"])]
     lines = ["| tried | fits | 30 dB | 35 dB | 40 dB | 50 dB | at the end | between pixels |", "|---" * 8 + "|"]
     for name, size in dict.fromkeys((r["method"], r["size"]) for r in rows):
         own = [r for r in rows if (r["method"], r["size"]) == (name, size)]
@@ -287,7 +287,8 @@ def write() -> None:
         "seconds": by_target(report, report.seconds_to, ".1f", None),
         "amortised": amortised(report),
         "exact": exactness(report),
-        "search": search_table(RESULTS / FILES["search"]),
+        "search": search_table(RESULTS / FILES["search"], "brain-mri"),
+        "search on photos": search_table(RESULTS / FILES["search"], "photos"),
         "grid": search_table(RESULTS / FILES["grid"]),
         "small": search_table(RESULTS / FILES["small"]),
         "denoising": denoising_table(),
