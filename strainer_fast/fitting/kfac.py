@@ -94,8 +94,8 @@ class Kfac(Optimiser):
             g.copy_(kept.copy_(torch.where(self._each(good, g), g, kept)))
         if self.moved:
             self.rate *= torch.where(good, GROWTH, CUT)
-        left = torch.where(good & torch.isfinite(self.best), total / self.best, (~good).to(total.dtype))
-        self.left.mul_(SMOOTHING).add_((1 - SMOOTHING) * left.nan_to_num(nan=1.0))
+            left = torch.where(good & torch.isfinite(self.best), total / self.best, (~good).to(total.dtype))
+            self.left.mul_(SMOOTHING).add_((1 - SMOOTHING) * left.nan_to_num(nan=1.0))
         self.moved = False
         self.best = torch.where(good, total, self.best)
         ok = good if self.step.ndim else good[0]

@@ -310,6 +310,7 @@ def test_momentum_of_kfac_follows_what_a_step_leaves_of_the_loss() -> None:
     expected = torch.zeros(2)
     before: list[float] = []
     for losses in ([1.0, 1.0], [0.5, 0.9], [0.25, 0.81], [0.125, 2.0], [float("nan"), 0.729]):
+        optimiser.moved = bool(before)
         optimiser.settle(parameters, torch.tensor(losses), [torch.zeros_like(p) for p in parameters])
         if before:
             kept = [a if a <= b else b for a, b in zip(losses, before, strict=True)]
