@@ -295,6 +295,7 @@ def write() -> None:
     }
     for domain in report.domains:
         tables[f"steps on {domain}"] = by_target(report, steps_to, ".0f", domain)
+        tables[f"seconds on {domain}"] = by_target(report, report.seconds_to, ".1f", domain)
     for name, lines in tables.items():
         text = replace_between(text, name, lines)
     DOCUMENT.write_text(text)
