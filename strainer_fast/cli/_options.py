@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -157,3 +160,24 @@ def set_up(threads: int | None, implementation: str, device: str) -> str:
     if threads is not None:
         torch.set_num_threads(threads)
     return f"{explain(implementation, device)}; {torch.get_num_threads()} CPU threads"
+
+
+def later_rank() -> bool:
+    """Whether torchrun has started this process beside a first one, which speaks and writes for all."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[int | None]:
+    """Joins the processes that torchrun has started and yields this one's rank; None without torchrun."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield None
+        return
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield torch.distributed.get_rank()
+    finally:
+        torch.distributed.destroy_process_group()

@@ -50,9 +50,10 @@ def pretrain(
 ) -> None:
     """Learn a STRAINER encoder from images of one kind, from noise, or from both.
 
-    Killed or interrupted, the same command continues where it was and ends with the same bits.
+    Killed or interrupted, the same command continues where it was and ends with the same bits. Several processes share
+    the images under torchrun: torchrun --nproc-per-node 4 --no-python strainer-fast pretrain ...
     """
-    reporter = Reporter(quiet, json)
+    reporter = Reporter(quiet or opt.later_rank(), json and not opt.later_rank())
     settings = opt.make_recipe(recipe, fields, pretrain_steps=steps, seed=seed)
     architecture = opt.make_architecture(hidden_features, num_layers, num_shared_layers, omega)
     running_on = opt.set_up(threads, implementation, device)
@@ -79,7 +80,7 @@ def pretrain(
     reporter.say(f"running on {running_on}")
     if checkpoint.exists():
         reporter.say(f"continuing from {checkpoint}")
-    with reporter.progress("pre-training", settings.pretrain_steps) as update:
+    with opt.process_group(device) as rank, reporter.progress("pre-training", settings.pretrain_steps) as update:
 
         def show(progress: Progress) -> None:
             update(progress.step, f"{min(progress.psnr):.1f} to {max(progress.psnr):.1f} dB")
@@ -93,8 +94,11 @@ def pretrain(
             discard=overwrite,
             implementation=implementation,
             device=device,
+            distributed=rank is not None,
             on_check=show,
         )
+    if opt.later_rank():
+        return
     encoder.save(out)
     checkpoint.unlink(missing_ok=True)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from strainer_fast.fitting.meta import MetaStepper
 from strainer_fast.fitting.optim import Optimiser
+from strainer_fast.fitting.ranks import Ranks
 from strainer_fast.fitting.recipe import Recipe
 from strainer_fast.fitting.record import BUDGET, INTERRUPTED, NON_FINITE, Look, Record
 from strainer_fast.fitting.stepper import make_stepper
@@ -18,11 +19,12 @@ from strainer_fast.fitting.stepper import make_stepper
 
 def optimise(
     points: Tensor,  # [P, in]
-    values: Tensor,  # [N, P, C]
+    values: Tensor,  # [N, P, C], of this rank
     parameters: list[Tensor],  # leaves; updated in place
     omegas: Sequence[float],
     recipe: Recipe,
     optimiser: Optimiser,
+    ranks: Ranks,
     *,
     implementation: str,
     precision: str = "fp32",
@@ -34,15 +36,16 @@ def optimise(
 
     Args:
         optimiser: with the state to continue from.
+        ranks: the processes that take part.
         implementation, precision: what computes a step; see `strainer_fast.fitting.stepper`.
-        mse_so_far: the losses of the steps already done, per signal.
-        stop: asked before every step; True ends the loop there.
+        mse_so_far: the losses of the steps already done, per signal of all ranks.
+        stop: asked before every step, or every look where there are ranks; True ends the loop there.
         on_check: called at every look at the loss with what was seen, before the optimiser moves on.
 
     Returns:
-        The last parameters with finite losses, and a record per signal.
+        The last parameters with finite losses, and a record per signal of all ranks.
     """
-    records = [Record(i) for i in range(len(values))]
+    records = [Record(i) for i in range(ranks.number)]
     for record, losses in zip(records, mse_so_far, strict=False):
         record.mse.extend(losses)
     stepper = (make_stepper if recipe.pretrain_method == "strainer" else MetaStepper)(
@@ -56,13 +59,16 @@ def optimise(
         independent=False,
         keep=True,
     )
+    stepper.ranks = None if ranks.alone else ranks
     pending: list[Tensor] = []  # losses not yet seen by the host
     begin = time.perf_counter()
     for step in range(len(records[0].mse), recipe.steps + 1):
-        interrupted = stop()
+        due = step % recipe.check_every == 0 or step == recipe.steps
+        # Every rank must hear of it at the same step, which costs a message.
+        interrupted = ranks.any(stop(), points.device) if due or ranks.alone else False
         pending.append(stepper.evaluate(step, step < recipe.steps))
-        if step % recipe.check_every == 0 or step == recipe.steps or interrupted:
-            seen = torch.stack(pending).cpu().double().numpy()  # [checked steps, N]
+        if due or interrupted:
+            seen = ranks.whole(torch.stack(pending, 1)).T.cpu().double().numpy()  # [checked steps, N]
             pending.clear()
             stepper.look()
             now = time.perf_counter() - begin

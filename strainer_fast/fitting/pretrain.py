@@ -19,6 +19,7 @@ from strainer_fast.fitting.interrupt import Interrupted, deferred_interrupt
 from strainer_fast.fitting.optim import Optimiser
 from strainer_fast.fitting.optimisers import make_optimiser
 from strainer_fast.fitting.presets import recipe as get_recipe
+from strainer_fast.fitting.ranks import Ranks
 from strainer_fast.fitting.recipe import Recipe
 from strainer_fast.fitting.record import INTERRUPTED, Look, Progress, Record
 from strainer_fast.fitting.start import resolve_scale, scale_hidden
@@ -42,6 +43,7 @@ def pretrain(
     discard: bool = False,
     implementation: str = "auto",
     device: str = "auto",
+    distributed: bool = False,
     on_check: Callable[[Progress], None] = lambda progress: None,
 ) -> Encoder:
     """Learn an encoder from N signals at once.
@@ -61,27 +63,35 @@ def pretrain(
         discard: begin anew, instead of raising, when the checkpoint cannot be continued because it is of another run
             or damaged.
         implementation, device: see `strainer_fast.explain`.
-        on_check: called with the Progress every `check_every` steps.
+        distributed: share the signals among the processes of torch.distributed's default group, which all call this
+            with the same arguments, each on a device of its own: every one has some signals with their heads, and
+            gradients of the encoder are summed over all at each step. The result is that of one process but for
+            rounding. Rank 0 writes the checkpoint, which any number of processes can continue.
+        on_check: called with the Progress every `check_every` steps; its modules are those of this process's signals.
 
     Returns:
-        The Encoder, with its decoders and a record of the run. `record["stop_reason"]` is "budget", or "non_finite"
-        where training diverged and the last finite weights are returned. `record["psnr"]` has a number per signal;
-        meta-learning knows only the mean of its last batch after the inner steps, and repeats it.
+        The Encoder, the same on every rank, with its decoders and a record of the run. `record["stop_reason"]` is
+        "budget", or "non_finite" where training diverged and the last finite weights are returned. `record["psnr"]`
+        has a number per signal; meta-learning knows only the mean of its last batch after the inner steps, and repeats
+        it.
 
     Raises:
-        InputError: signals of different sizes or channels, or a checkpoint of another run.
+        InputError: signals of different sizes or channels, or a checkpoint of another run; several processes with
+            K-FAC or meta-learning.
         Interrupted: on Ctrl-C, after the checkpoint was written.
     """
     signals = as_signals(signals)
     recipe = get_recipe(recipe)
     training = recipe.of_pretraining()
     architecture = architecture or Architecture()
-    where = choose_device(device)
+    ranks = Ranks(len(signals), distributed, recipe)
+    where = choose_device(ranks.device(device))
     chosen = choose(implementation, where).name
     precision = resolve_precision(recipe.precision, chosen, where, can_skip=training.optimiser == "adam")
     _check_uniform(signals)
     graph = "torch" if recipe.pretrain_method == "maml" else chosen  # which keeps all activations
-    engine.check_memory(graph, signals[0], len(signals), True, architecture, where)
+    number = ranks.own.stop - ranks.own.start
+    engine.check_memory(graph, signals[0], number, True, architecture, where)
     path = None if checkpoint is None else Path(checkpoint)
 
     model = Strainer(
@@ -97,36 +107,40 @@ def pretrain(
     scale = resolve_scale(training.weight_scale, signals[0].shape)
     scale_hidden(nn.ModuleList([*model.encoder.layers, *model.decoder]), scale)
     model.to(where)
-    parameters = [p for layer in _layers(model) for p in (layer.weight, layer.bias)]
+    whole = [p for layer in _layers(model) for p in (layer.weight, layer.bias)]
+    parameters = whole if ranks.alone else _own(whole, 2 * architecture.num_shared_layers, ranks)
     points = signals[0].points().to(where)
     optimiser = make_optimiser(parameters, training, None, points, architecture.omegas)
     settings = _settings(signals, recipe, architecture)
     surroundings = engine.environment(chosen, where, precision=precision)
+    share = _Share(ranks, whole, parameters, optimiser)
     done: list[list[float]] = []
     spent = 0.0
     if path is not None and path.exists():
         try:
-            done, spent = _resume(path, parameters, optimiser, settings, surroundings)
+            done, spent = _resume(path, share, settings, surroundings)
         except InputError as error:
             if not discard:
                 raise InputError(f"{error} Or delete {path} to begin anew (--overwrite).") from None
 
-    values = torch.stack([s.samples() for s in signals]).to(where)
+    values = torch.stack([s.samples() for s in signals[ranks.own]]).to(where)
     last_write = time.monotonic()
     begin = time.perf_counter() - spent
 
     def store(mse: list[list[float]]) -> None:
         if path is not None:
-            _write(path, parameters, optimiser, mse, time.perf_counter() - begin, settings, surroundings)
+            _write(path, share, mse, time.perf_counter() - begin, settings, surroundings)
 
     def network_of(index: int) -> Siren:
+        share.show(index)
         return model.siren(index if model.num_decoders > 1 else 0)
 
     def look(seen: Look) -> None:
         nonlocal last_write
         on_check(seen.progress(recipe.pretrain_steps, network_of))
-        due = time.monotonic() - last_write >= checkpoint_seconds
-        if path is not None and due and not seen.records[0].reason:
+        if path is None or seen.records[0].reason:
+            return
+        if ranks.any(time.monotonic() - last_write >= checkpoint_seconds, where):
             # The loss of this step is computed again after a resume.
             store([record.mse[: seen.done[0]] for record in seen.records])
             last_write = time.monotonic()
@@ -139,6 +153,7 @@ def pretrain(
             architecture.omegas,
             training,
             optimiser,
+            ranks,
             implementation=chosen,
             precision=precision,
             mse_so_far=done,
@@ -149,9 +164,7 @@ def pretrain(
         store([record.mse[:-1] for record in records])
         kept = f"Kept in {path}: run the same again to continue." if path else "Nothing was kept: pass checkpoint=PATH."
         raise Interrupted(f"pre-training interrupted at step {records[0].steps} of {recipe.pretrain_steps}. {kept}")
-    with torch.no_grad():
-        for p, kept_p in zip(parameters, final, strict=True):
-            p.copy_(kept_p)
+    share.put(final)
     return _encoder(model.cpu(), signals, settings, surroundings, records, time.perf_counter() - begin)
 
 
@@ -186,37 +199,95 @@ def _settings(signals: list[Signal], recipe: Recipe, architecture: Architecture)
     }
 
 
-def _state(parameters: list[Tensor], optimiser: Optimiser) -> dict[str, Tensor]:
-    """What a checkpoint holds; the tensors themselves."""
-    return {f"parameters.{i}": p for i, p in enumerate(parameters)} | optimiser.state()
+class _Share:
+    """This rank's part of the parameters and of the optimiser's state, and the whole of them, which a checkpoint holds.
+
+    Args:
+        ranks, optimiser: of the run.
+        whole: parameters of all signals.
+        parameters: those that this rank trains; the same tensors where it is alone.
+    """
+
+    def __init__(self, ranks: Ranks, whole: list[Tensor], parameters: list[Tensor], optimiser: Optimiser) -> None:
+        self.ranks, self._whole, self.parameters, self.optimiser = ranks, whole, parameters, optimiser
+
+    def state(self) -> dict[str, Tensor]:
+        """This rank's tensors by name; the tensors themselves."""
+        return {f"parameters.{i}": p for i, p in enumerate(self.parameters)} | self.optimiser.state()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the whole state."""
+        if self.ranks.alone:
+            return {name: tuple(t.shape) for name, t in self.state().items()}
+        # An optimiser of all signals on no device tells what its state would be.
+        nowhere = [torch.empty(p.shape, device="meta") for p in self._whole]
+        everything = type(self.optimiser)(nowhere, self.optimiser.recipe, None).state()
+        named = {f"parameters.{i}": p for i, p in enumerate(nowhere)} | everything
+        return {name: tuple(t.shape) for name, t in named.items()}
+
+    def gather(self) -> dict[str, Tensor]:
+        """The whole state; all ranks must ask for it together."""
+        shapes = self.shapes()
+        return {n: t if tuple(t.shape) == shapes[n] else self.ranks.whole(t) for n, t in self.state().items()}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Put this rank's part of a whole state in place."""
+        with torch.no_grad():
+            for name, tensor in self.state().items():
+                found = tensors[name]
+                tensor.copy_(found if found.shape == tensor.shape else found[self.ranks.own])
+
+    def show(self, signal: int) -> None:
+        """Put the weights of a signal of this rank into the whole.
+
+        Raises InputError for one of another rank.
+        """
+        if self.ranks.alone:
+            return
+        own = self.ranks.own
+        if not own.start <= signal < own.stop:
+            raise bad_input("signal", f"one of this process: {own.start} to {own.stop - 1}", signal, "Ask its own.")
+        with torch.no_grad():
+            for p, mine in zip(self._whole, self.parameters, strict=True):
+                (p if p.shape == mine.shape else p[own]).copy_(mine)
+
+    def put(self, final: list[Tensor]) -> None:
+        """Put the last weights of all ranks into the whole."""
+        with torch.no_grad():
+            for p, mine in zip(self._whole, final, strict=True):
+                p.copy_(mine if mine.shape == p.shape else self.ranks.whole(mine))
+
+
+def _own(whole: list[Tensor], shared: int, ranks: Ranks) -> list[Tensor]:
+    """Parameters of a rank: the shared ones, and its rows of the stacked ones, as leaves."""
+    parts = [p if i < shared else p[ranks.own] for i, p in enumerate(whole)]
+    return [p.detach().clone().requires_grad_() for p in parts]
 
 
 def _write(
     path: Path,
-    parameters: list[Tensor],
-    optimiser: Optimiser,
+    share: _Share,
     mse: list[list[float]],
     seconds: float,
     settings: dict[str, Any],
     surroundings: dict[str, Any],
 ) -> None:
-    tensors = _state(parameters, optimiser) | {"curves.mse": torch.tensor(mse, dtype=torch.float64)}
+    tensors = share.gather() | {"curves.mse": torch.tensor(mse, dtype=torch.float64)}
     metadata = {"settings": settings, "environment": surroundings, "steps_done": len(mse[0]), "seconds": seconds}
-    write_tensors(path, "pre-training", tensors, metadata)
+    if share.ranks.rank == 0:
+        write_tensors(path, "pre-training", tensors, metadata)
 
 
 def _resume(
-    path: Path, parameters: list[Tensor], optimiser: Optimiser, settings: dict[str, Any], surroundings: dict[str, Any]
+    path: Path, share: _Share, settings: dict[str, Any], surroundings: dict[str, Any]
 ) -> tuple[list[list[float]], float]:
     """Put a checkpoint's state in place; returns the losses and the seconds so far."""
-    state = _state(parameters, optimiser)
 
     def expected(document: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         fix = "Choose another output."
         engine.check_same_settings(f"unfinished run {path.name}", document["settings"], settings, fix)
         float(document["seconds"])
-        shapes = {name: tuple(t.shape) for name, t in state.items()}
-        return shapes | {"curves.mse": (len(settings["signals"]), int(document["steps_done"]))}
+        return share.shapes() | {"curves.mse": (len(settings["signals"]), int(document["steps_done"]))}
 
     tensors, document = read_tensors(path, "pre-training", expected)
     if document["environment"] != surroundings:
@@ -225,9 +296,7 @@ def _resume(
             "bits as that of an uninterrupted run",
             stacklevel=3,
         )
-    with torch.no_grad():
-        for name, tensor in state.items():
-            tensor.copy_(tensors[name])
+    share.load(tensors)
     mse: list[list[float]] = tensors["curves.mse"].tolist()
     return mse, float(document["seconds"])
 

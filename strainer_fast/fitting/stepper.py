@@ -11,6 +11,7 @@ from torch import Tensor
 
 from strainer_fast.fitting.engine import CHUNK
 from strainer_fast.fitting.optim import Adam, Optimiser, Rebuild, joining, rebuilt, rows, selecting
+from strainer_fast.fitting.ranks import Ranks
 from strainer_fast.fitting.sampling import Sampler
 from strainer_fast.ops import losses_and_gradients, siren_values
 from strainer_fast.ops.tiled import normalisation
@@ -31,7 +32,10 @@ class Stepper:
 
     Attributes:
         on_all_points: whether the losses of the last `evaluate` are those of all points.
+        ranks: the processes that share the parameters which are not stacked; None for this one alone.
     """
+
+    ranks: Ranks | None = None
 
     def __init__(
         self,
@@ -74,9 +78,17 @@ class Stepper:
         if not self.keep:
             return
         finite = torch.isfinite(losses)
-        self._alive &= finite if self.independent else finite.all()
+        self._alive &= finite if self.independent else self._everywhere(finite.all())
         for kept, p in zip(self._kept, self.parameters, strict=True):
             torch.where(rows(self._alive, p), p.detach(), kept, out=kept)
+
+    def _everywhere(self, flag: Tensor) -> Tensor:
+        return flag if self.ranks is None else self.ranks.all_true(flag)
+
+    def _share(self, gradients: Sequence[Tensor]) -> None:
+        """Sum the gradients of shared parameters over the ranks; those of stacked ones concern a rank's own signals."""
+        if self.ranks is not None:
+            self.ranks.sum(gradients[: 2 * sum(weight.ndim == 2 for weight in self.parameters[::2])])
 
     def _sweep(self, points: Tensor, values: Tensor, want_gradients: bool) -> tuple[Tensor, list[Tensor]]:
         each = (self.implementation, points, values, self.parameters, self.omegas, want_gradients, self.precision)
@@ -110,6 +122,7 @@ class Stepper:
 
     def update(self) -> None:
         """The optimiser's step with the gradients of the last `evaluate`."""
+        self._share(self._gradients)
         self.optimiser.update(self.parameters, self._gradients)
 
     def last_finite(self) -> list[Tensor]:
@@ -251,6 +264,9 @@ class TritonStepper(Stepper):
         """Adam's step with the gradients of the last `evaluate`."""
         optimiser = self.optimiser
         with torch.no_grad(), on_device(self.points):
+            if self.ranks is not None:
+                self._share([g[0] for g in self.pipeline.parameters(self.gradients)])
+                self.ranks.most(self.bad)
             if optimiser.recipe.schedule != "constant" or optimiser.recipe.warmup_steps:
                 rate = optimiser.learning_rate().float().view(-1)
                 # From pinned memory the copy does not wait for the GPU.
@@ -262,7 +278,7 @@ class TritonStepper(Stepper):
     def last_finite(self) -> list[Tensor]:
         """Weights of the last evaluation with a finite loss, of each network."""
         finite = torch.isfinite(self.losses)
-        alive = finite if self.pipeline.groups > 1 or len(finite) == 1 else finite.all().view(1)
+        alive = finite if self.independent else self._everywhere(finite.all()).view(1)
         flat = torch.where(alive[:, None], self.flat, self.previous)
         return [v.reshape(p.shape) for v, p in zip(self.pipeline.parameters(flat), self.parameters, strict=True)]
 
