@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from strainer_fast._checks import bad_input, check_count
+from strainer_fast._checks import bad_input, check_choice, check_count
+from strainer_fast.datasets.cluster import fit_on_ray
 from strainer_fast.datasets.folder import Row, parameter_shapes
 from strainer_fast.datasets.reader import FittedDataset
 from strainer_fast.datasets.writer import Writer, open_writer
@@ -67,6 +68,8 @@ def fit_dataset(
     overwrite: bool = False,
     shard: tuple[int, int] = (0, 1),
     shard_rows: int | None = None,
+    engine: str = "local",
+    workers: int | None = None,
     implementation: str = "auto",
     device: str = "auto",
     on_progress: Callable[[DatasetProgress], None] = lambda progress: None,
@@ -90,6 +93,10 @@ def fit_dataset(
         overwrite: replace what is in the folder.
         shard: (i, n): take every n-th signal from the i-th on, beside other processes that take the rest.
         shard_rows: networks of a full file; by default 4096, or as many as fit into 64 MiB.
+        engine: "local": this process; "ray": the workers of a Ray cluster (RAY_ADDRESS, or one on this machine for the
+            time of the call), each a part of the signals; source and folder must be theirs too, under the same paths.
+            A worker that dies loses nothing and is replaced.
+        workers: of engine "ray", which share the cluster's cores; by default one for each core, or GPU.
         on_progress: called several times a second at most.
         reading: as of `strainer_fast.signals.stream`: size, channels, value_range, key, ...
 
@@ -108,11 +115,32 @@ def fit_dataset(
     recipe = get_recipe(recipe) if target_psnr is None else get_recipe(recipe, target_psnr=target_psnr)
     at_once = None if num_parallel == "auto" else check_count("num_parallel", num_parallel)
     part = (check_count("shard", shard[0], 0, shard[1] - 1), check_count("shard", shard[1]))
+    if check_choice("engine", engine, ("local", "ray")) == "local" and workers is not None:
+        raise bad_input("workers", "none of engine local", workers, 'For processes use engine="ray", or shard=(i, n).')
     fitter = Fitter(init, recipe, architecture, implementation, device)
     folder = Path(out)
     queue = _Queue(source, part)
     first = queue.first()  # what cannot be read or fitted is refused before the folder is touched
     fitter.check(first)
+    if engine == "ray":
+        if part != (0, 1):
+            raise bad_input("shard", "none beside engine ray", shard, "Its workers divide the signals themselves.")
+        return fit_on_ray(
+            fit_dataset,
+            source,
+            folder,
+            workers,
+            resume=resume,
+            overwrite=overwrite,
+            on_progress=partial(_sum_up, source.number, on_progress),
+            init=init,
+            recipe=recipe,
+            architecture=architecture,
+            num_parallel=num_parallel,
+            shard_rows=shard_rows,
+            implementation=implementation,
+            device=device,
+        )
     settings = {
         **fitter.settings,
         "source": source.description,
@@ -153,11 +181,22 @@ def fit_dataset(
     return dataset
 
 
+def _sum_up(
+    number: int | None, on_progress: Callable[[DatasetProgress], None], parts: list[DatasetProgress], seconds: float
+) -> None:
+    """Tell the caller what several processes know."""
+    if parts:
+        totals = [sum(getattr(p, field) for p in parts) for field in ("finished", "skipped", "fitted")]
+        psnr = sorted(p.psnr for p in parts if math.isfinite(p.psnr))
+        middle = psnr[len(psnr) // 2] if psnr else float("nan")
+        on_progress(DatasetProgress(totals[0], number, totals[1], totals[2], seconds, middle))
+
+
 class _Queue:
     """Signals on their way from the stream to a fit, by shape [*grid, C]."""
 
     def __init__(self, source: Stream, part: tuple[int, int]) -> None:
-        index, parts = part
+        self._part, self._parts = index, parts = part
         self._items = source.read(lambda i: i % parts == index)
         self._kept: list[tuple[int, str, Signal | Skipped]] = []
         self._writer: Writer | None = None
@@ -172,6 +211,9 @@ class _Queue:
             self._kept.append(item)
             if isinstance(item[2], Signal):
                 return item[2]
+        if not self._kept and self._parts > 1:
+            fix = "Take fewer parts than there are signals."
+            raise bad_input("shard", "a part with signals", f"none for part {self._part} of {self._parts}", fix)
         reasons = "; ".join(f"{i[2].source}: {i[2].reason}" for i in self._kept[:3] if isinstance(i[2], Skipped))
         raise bad_input("signals", "at least one that can be read", reasons or "none", "Check the source.")
 

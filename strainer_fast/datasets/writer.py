@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from strainer_fast._checks import bad_input
+from strainer_fast._checks import InputError, bad_input
 from strainer_fast._files import check_writable
 from strainer_fast.datasets import folder as files
 from strainer_fast.datasets.folder import PART, SHARD, SHARDS, SKIPPED, Row
@@ -170,9 +170,8 @@ def open_writer(
     (folder / SHARDS).mkdir(exist_ok=True)
     with ExitStack() as stack:
         with files.locked(folder / ".manifest.lock", wait=True):
-            if (folder / files.MANIFEST).exists() and overwrite:
-                _alone(folder, files.read_manifest(folder)["parts"])
-                _discard(folder)
+            if overwrite:
+                _clear(folder)
             if (folder / files.MANIFEST).exists():
                 before = files.read_manifest(folder)
                 _check_same(folder, before, settings, resume, parts)
@@ -193,14 +192,26 @@ def open_writer(
             writer.close(seal=finished)
 
 
+def begin(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Make a folder ready for parts that all resume it: empty where it is to be overwritten.
+
+    Raises InputError for a folder that holds a data set, unless resuming or overwriting.
+    """
+    if overwrite and folder.is_dir():
+        with files.locked(folder / ".manifest.lock", wait=True):
+            _clear(folder)
+    if (folder / files.MANIFEST).exists() and not resume:
+        raise _occupied(folder)
+
+
+def _occupied(folder: Path) -> InputError:
+    fix = "Resume it, overwrite it, or use another."
+    return bad_input(str(folder), "a new or empty folder", "one that holds a data set", fix)
+
+
 def _check_same(folder: Path, before: dict[str, Any], settings: dict[str, Any], resume: bool, parts: int) -> None:
     if not resume and not (parts > 1 and before["parts"] == parts):  # parts of one run begin one after the other
-        raise bad_input(
-            str(folder),
-            "a new or empty folder",
-            "one that holds a data set",
-            "Resume it, overwrite it, or use another.",
-        )
+        raise _occupied(folder)
     fix = "Use another folder, or overwrite this one."
     wanted = {name: settings[name] for name in ("recipe", "init", "architecture", "source")}
     then = {name: before.get(name) for name in wanted}
@@ -222,7 +233,11 @@ def _seal_all(folder: Path, architecture: Architecture, parts: int) -> None:
         Writer(folder, architecture, _prefix(index, parts), None).close(seal=True)
 
 
-def _discard(folder: Path) -> None:
+def _clear(folder: Path) -> None:
+    """Delete the data set of a folder, if there is one that no run works on."""
+    if not (folder / files.MANIFEST).exists():
+        return
+    _alone(folder, files.read_manifest(folder)["parts"])
     (folder / files.MANIFEST).unlink()
     shutil.rmtree(folder / SHARDS)
     (folder / SHARDS).mkdir()

@@ -10,7 +10,8 @@ import os
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sized
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -44,6 +45,13 @@ class Stream:
     number: int | None
     reading: Reading
     _items: Callable[[Wanted], Iterator[Item]]
+    _again: Callable[[], Stream] | None = None
+
+    def __reduce__(self) -> tuple[Callable[[], Stream], tuple[()]]:
+        """Another process opens the source for itself."""
+        if self._again is None:
+            raise TypeError("an iterator can be read only once")
+        return self._again, ()
 
     def read(self, wanted: Wanted = lambda index: True) -> Iterator[tuple[int, str, Signal | Skipped]]:
         """(index, source, signal) of each index that is wanted; a Skipped in place of an unreadable file."""
@@ -77,9 +85,19 @@ def stream(
 
     Raises InputError for a source that cannot be opened; what is wrong with a single array or line, when it is reached.
     """
-    how = Reading(**reading)
     if isinstance(source, Tensor):
         source = source.detach().cpu().numpy()
+    options = {"key": key, "image_shape": image_shape, "label_column": label_column, **reading}
+    found = _opened_stream(source, Reading(**reading), key, image_shape, label_column)
+    if isinstance(source, Iterator):
+        return found
+    where = Path(source).expanduser().absolute() if isinstance(source, str | Path) else source
+    return replace(found, _again=partial(stream, where, **options))
+
+
+def _opened_stream(
+    source: Any, how: Reading, key: str | None, image_shape: tuple[int, ...] | None, label_column: int | None
+) -> Stream:
     if isinstance(source, np.ndarray):
         return _of_array(source, how, {"kind": "array"})
     if isinstance(source, str | Path):
