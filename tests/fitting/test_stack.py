@@ -10,6 +10,7 @@ import torch
 import strainer_fast as sf
 from strainer_fast.fitting.fitter import Entry, Fitted, Fitter
 from strainer_fast.fitting.record import Curve, Progress
+from strainer_fast.kernels import cpu
 
 
 class Row(NamedTuple):
@@ -112,3 +113,39 @@ def test_seconds_count_from_a_signals_own_start(unseen: list[sf.Signal], encoder
         assert 0 < f.curve.seconds[0] <= f.curve.seconds[-1] <= f.signal.seconds
         assert (np.diff(f.curve.seconds) >= 0).all()
     assert sum(f.signal.seconds for f in fitted) <= 2.5 * seen[-1].seconds  # two at a time
+
+
+def sixty_four(scans: list[sf.Signal], unseen: list[sf.Signal]) -> list[sf.Signal]:
+    """Scans of two heads and what rolling them by some rows gives."""
+    rolled = [sf.Signal(s.values.roll(k, 0), f"{s.name}-{k}") for k in range(8) for s in (*scans, *unseen)]
+    return rolled[:64]
+
+
+@pytest.mark.parametrize("name", ["adam", "kfac"])
+def test_the_median_of_many_long_fits_does_not_depend_on_company(
+    name: str, scans: list[sf.Signal], unseen: list[sf.Signal], encoder: sf.Encoder
+) -> None:
+    recipe = sf.recipe("paper", **RECIPES[name] | {"target_psnr": None, "steps": 60 if name == "adam" else 12})
+    signals = sixty_four(scans, unseen)
+    medians = []
+    for size in (1, 16):
+        fitted, _ = fit_all(signals, encoder, recipe, size=size)
+        assert len(fitted) == 64
+        medians.append(float(np.median([f.signal.psnr for f in fitted])))
+    assert abs(medians[0] - medians[1]) <= 0.05
+
+
+NATIVE = pytest.param("native", marks=pytest.mark.skipif(cpu.level() is None, reason="not run: no native engine"))
+
+
+@pytest.mark.parametrize("implementation", ["torch", "tiled", NATIVE])
+def test_losses_in_company_are_those_alone_while_roundings_are_small(
+    implementation: str, scans: list[sf.Signal], unseen: list[sf.Signal], encoder: sf.Encoder
+) -> None:
+    recipe = sf.recipe("paper", learning_rate=1e-4, steps=20, check_every=1)
+    signals = sixty_four(scans, unseen)
+    together, _ = fit_all(signals, encoder, recipe, 16, implementation)
+    for row in together[:: len(together) // 4]:
+        alone = fit_all([signals[row.index]], encoder, recipe, 1, "torch")[0][0]
+        mse = [10 ** (-np.asarray(r.curve.psnr) / 10) for r in (row, alone)]
+        np.testing.assert_allclose(mse[0], mse[1], rtol=1e-4)

@@ -1,0 +1,1 @@
+"""Fits per second over whole data sets; `python -m benchmarks.datasets --help`."""
