@@ -3,6 +3,7 @@
 python -m benchmarks.datasets fits          # fixed steps, and 30 and 35 dB, for N signals
 python -m benchmarks.datasets durability    # fit_dataset with its files and without
 python -m benchmarks.datasets split         # two cores: one process with two threads, or two with one
+python -m benchmarks.datasets parallel      # how many signals at a time
 python -m benchmarks.datasets ten-thousand  # 10,000 digits, killed three times, resumed, verified
 python -m benchmarks.datasets write         # the tables in docs/datasets.md
 
@@ -36,7 +37,7 @@ GATE_DB = 0.01
 """Between the median PSNR of a provider and the loop's, on the same signals after the same steps."""
 TARGETS = (None, 30.0, 35.0)
 LONG = 256
-"""From so many signals on there is one round."""
+"""From so many signals on, and from a trained encoder, there is one round."""
 
 LOOP, LOOP_2 = "Python loop, 1 thread", "Python loop, 2 threads"
 OURS = "strainer_fast"
@@ -68,7 +69,7 @@ def measure(case: Case, number: int, target: float | None) -> None:
                 stack.enter_context(closing(going[name]))
         rates: dict[str, list[float]] = {name: [] for name in going}
         found: dict[str, providers.Reached] = {}
-        for turn in range(1 + (1 if number >= LONG else ROUNDS)):
+        for turn in range(1 + (1 if number >= LONG or case.pretrained else ROUNDS)):
             for name, run in going.items():
                 torch.set_num_threads(1 if name == LOOP else 2)
                 begin = time.perf_counter()
@@ -127,14 +128,14 @@ def fits_table(rows: list[dict[str, Any]]) -> list[str]:
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.datasets", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("what", choices=("fits", "durability", "split", "ten-thousand", "write"))
+    parser.add_argument("what", choices=("fits", "durability", "split", "parallel", "ten-thousand", "write"))
     parser.add_argument("--cases", nargs="+", default=[""], help="only those whose name has one of these in it")
     parser.add_argument("--numbers", nargs="+", type=int, help="only these N")
     asked = parser.parse_args()
     if asked.what == "write":
         rows = read_rows(ROWS)
         text = replace_between(DOCUMENT.read_text(), "fits per second", fits_table(rows))
-        for suite in ("durability", "split"):
+        for suite in runs.SUITES:
             text = replace_between(text, suite, runs.table(suite, rows))
         DOCUMENT.write_text(text)
         print(f"wrote {DOCUMENT.relative_to(ROOT)}")

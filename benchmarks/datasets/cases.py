@@ -33,12 +33,13 @@ def digits() -> Images:
 
 @functools.cache
 def crops() -> Images:
-    """32x32 colour tiles of the sample photographs at 512 pixels."""
+    """32x32 colour tiles of the sample photographs at 512 pixels, shuffled: neighbours are all sky, or all fur."""
     side, tiles = PIXELS_OF_A_CROP, []
     for photo in sf.signals.samples("photos", size=512):
         v = photo.values.numpy()
         tiles += [v[y : y + side, x : x + side] for y in range(0, 512, side) for x in range(0, 512, side)]
-    return np.stack(tiles).astype(np.float32)
+    order = np.random.default_rng(0).permutation(len(tiles))
+    return np.stack([tiles[i] for i in order]).astype(np.float32)
 
 
 @functools.cache

@@ -130,7 +130,43 @@ def _rate(processes: int, threads: int, number: int, what: str, arguments: str) 
     return number / slowest
 
 
-SUITES: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {"durability": durability, "split": split}
+def parallel() -> Iterator[dict[str, Any]]:
+    """Fits per second with so many signals at a time, in turn; "auto" is what fit_dataset takes by itself."""
+    for name, recipe, number, sizes in (
+        ("28x28 digits, 3x32", "small", 1024, (2, 16, 256, 1024)),
+        ("28x28 digits, 3x32", "fast", 332, (1, 8, 32, 332)),
+        ("32x32 colour crops, 3x64", "fast", 128, (1, 8, 16, 128)),
+    ):
+        case = CASES[name]
+        rates: dict[str, list[float]] = {each: [] for each in ("auto", *map(str, sizes))}
+        for _ in range(3):
+            for size, each in rates.items():
+                with tempfile.TemporaryDirectory() as folder:
+                    begin = time.perf_counter()
+                    sf.fit_dataset(
+                        case.images()[:number],
+                        folder,
+                        "shared",
+                        recipe,
+                        architecture=case.network,
+                        target_psnr=30.0,
+                        num_parallel=size if size == "auto" else int(size),
+                    )
+                    each.append(number / (time.perf_counter() - begin))
+        for size, each in rates.items():
+            yield {
+                "what": f"{name}, {recipe}",
+                "num_parallel": size,
+                "fits_per_s": statistics.median(each),
+                "spread": [min(each), max(each)],
+            }
+
+
+SUITES: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+    "durability": durability,
+    "split": split,
+    "parallel": parallel,
+}
 
 
 def ten_thousand(kills: int = 3) -> dict[str, Any]:
@@ -187,7 +223,7 @@ def _on_disk(out: Path) -> int:
 
 def table(suite: str, rows: list[dict[str, Any]]) -> list[str]:
     """The last rows of a suite."""
-    latest = {(r["what"], r.get("processes")): r for r in rows if r["suite"] == suite}.values()
+    latest = {(r["what"], r.get("processes"), r.get("num_parallel")): r for r in rows if r["suite"] == suite}.values()
     if suite == "durability":
         lines = ["| run | with files | without | overhead, median of pairs |", "|---|---|---|---|"]
         for r in latest:
@@ -195,6 +231,12 @@ def table(suite: str, rows: list[dict[str, Any]]) -> list[str]:
             lines.append(
                 f"| {r['what']} | {r['kept_s']:.2f} s | {r['dropped_s']:.2f} s | {100 * r['overhead']:.1f} % ({span}) |"
             )
+        return lines
+    if suite == "parallel":
+        lines = ["| fits | at a time | fits/s |", "|---|---|---|"]
+        for r in latest:
+            span = f"{r['spread'][0]:.3g} to {r['spread'][1]:.3g}"
+            lines.append(f"| {r['what']} | {r['num_parallel']} | {r['fits_per_s']:.3g} ({span}) |")
         return lines
     lines = ["| fits | processes x threads | fits/s |", "|---|---|---|"]
     for r in latest:

@@ -118,7 +118,7 @@ def check_memory(
     needed = step_bytes(implementation, points, signal.channels, num_signals, shared, architecture)
     if num_frozen:  # their features are kept for all points
         needed += 4 * points * architecture.hidden_features
-    available = _available_bytes(device)
+    available = available_bytes(device)
     if available is not None and needed > available:
         other = "Use implementation='tiled', a" if implementation == "torch" else "Use a"
         raise bad_input(
@@ -129,7 +129,8 @@ def check_memory(
         )
 
 
-def _available_bytes(device: torch.device) -> int | None:
+def available_bytes(device: torch.device) -> int | None:
+    """Free memory; None where nobody tells."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     meminfo = Path("/proc/meminfo")

@@ -142,7 +142,14 @@ class Fitter:
             return 1  # which points, and how many, follows one signal's progress
         elements = STACK_ELEMENTS if self.device.type == "cpu" else GPU_STACK_ELEMENTS
         size = max(1, elements // (math.prod(shape[:-1]) * self.network.hidden_features))
+        free = engine.available_bytes(self.device)
+        while size > 1 and free is not None and self._step_bytes(shape, size) > free // 2:
+            size //= 2
         return max(size, small.NETWORKS_PER_THREAD * torch.get_num_threads()) if self.is_small(shape) else size
+
+    def _step_bytes(self, shape: Sequence[int], size: int) -> int:
+        points = math.prod(shape[:-1])
+        return engine.step_bytes(self.implementation, points, shape[-1], size, False, self.network)
 
     def run(
         self,

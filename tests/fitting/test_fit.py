@@ -377,7 +377,7 @@ def test_unusable_input(call: object, message: str, encoder: sf.Encoder, unseen:
 
 
 def test_a_signal_too_large_for_the_memory_is_refused(encoder: sf.Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_available_bytes", lambda device: 2**20)
+    monkeypatch.setattr(engine, "available_bytes", lambda device: 2**20)
     with pytest.raises(
         sf.InputError, match=r"signal 'big' of 200x200 points: expected a step that fits .* smaller size"
     ):

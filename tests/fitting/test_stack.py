@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import strainer_fast as sf
-from strainer_fast.fitting.fitter import Entry, Fitted, Fitter
+from strainer_fast.fitting import engine
+from strainer_fast.fitting.fitter import STACK_ELEMENTS, Entry, Fitted, Fitter
 from strainer_fast.fitting.record import Curve, Progress
 from strainer_fast.kernels import cpu
 
@@ -149,3 +150,13 @@ def test_losses_in_company_are_those_alone_while_roundings_are_small(
         alone = fit_all([signals[row.index]], encoder, recipe, 1, "torch")[0][0]
         mse = [10 ** (-np.asarray(r.curve.psnr) / 10) for r in (row, alone)]
         np.testing.assert_allclose(mse[0], mse[1], rtol=1e-4)
+
+
+def test_little_memory_makes_a_stack_smaller(encoder: sf.Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = Fitter(encoder, sf.recipe("fast"), None, "tiled", "cpu")
+    shape = (28, 28, 1)
+    plenty = fits.stack_size(shape)
+    assert plenty == STACK_ELEMENTS // (28 * 28 * encoder.architecture.hidden_features)
+    needed = engine.step_bytes("tiled", 28 * 28, 1, plenty, False, encoder.architecture)
+    monkeypatch.setattr(engine, "available_bytes", lambda device: needed)
+    assert 1 <= fits.stack_size(shape) < plenty
