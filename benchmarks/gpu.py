@@ -1,6 +1,6 @@
 """On a GPU: equality first, then times, then a step's launches beside their prediction: `make bench-gpu`.
 
-    python -m benchmarks.gpu [--quick] [--precision fp16 tf32 fp32 bf16] [--out FILE.json] [--markdown FILE.md]
+    python -m strainer_fast.benchmarks.gpu [--quick] [--precision fp16 tf32 fp32 bf16] [--out FILE.json]
 
 Losses, gradients and values are compared with float64; what is wrong gets no time, and the exit code is 1 then. Without
 a GPU nothing is done and it is 2. Clock, truth and peers: gpu_parts.py; single layers: gpu_layers.py; the tables:
@@ -25,9 +25,11 @@ import torch
 from torch import Tensor
 
 import strainer_fast as sf
-from benchmarks.cases import Case, Problem
-from benchmarks.gpu_layers import layer_rows
-from benchmarks.gpu_parts import (
+from strainer_fast._checks import InputError
+from strainer_fast._files import atomic_writer, check_writable
+from strainer_fast.benchmarks.cases import Case, Problem
+from strainer_fast.benchmarks.gpu_layers import layer_rows
+from strainer_fast.benchmarks.gpu_parts import (
     GRAPHED,
     Bench,
     Named,
@@ -45,9 +47,7 @@ from benchmarks.gpu_parts import (
     triton_stepper,
     truth,
 )
-from benchmarks.gpu_tables import machine, markdown
-from strainer_fast._checks import InputError
-from strainer_fast._files import atomic_writer, check_writable
+from strainer_fast.benchmarks.gpu_tables import machine, markdown
 from strainer_fast.ops import batched_siren_mse, siren_values, strainer_mse
 from strainer_fast.ops.dispatch import PRECISIONS, triton_missing
 
@@ -77,9 +77,14 @@ Losses = Callable[[Problem, str], Named]
 """From a problem and a precision to losses and gradients, as `named` names them."""
 
 
+def triton_in(precision: str) -> dict[str, Any]:
+    """Keywords of the public functions."""
+    return {"implementation": "triton", "precision": precision}
+
+
 def by_triton(problem: Problem, precision: str) -> Named:
     """Losses and gradients of the one-pass losses."""
-    p, how = problem, {"implementation": "triton", "precision": precision}
+    p, how = problem, triton_in(precision)
     arguments = p.points, p.values, p.parameters[::2], p.parameters[1::2], p.omegas
     if p.parameters[0].ndim == 3:
         losses = batched_siren_mse(*arguments, **how)
@@ -106,7 +111,8 @@ def equality(case: Case, problem: Problem, exact: Truth, precision: str, losses:
     from strainer_fast.ops.triton import on_device
 
     def values() -> Named:
-        p, how = problem, {"implementation": "triton", "precision": precision}
+        p = problem
+        how = triton_in(precision)
         return {"values": siren_values(p.points, p.parameters[::2], p.parameters[1::2], p.omegas, **how)}
 
     rows: Rows = []
@@ -121,7 +127,11 @@ def equality(case: Case, problem: Problem, exact: Truth, precision: str, losses:
         for path in ("on chip", "by layers") if on_chip else ("by layers",):
             row = {"case": case.name, "precision": precision, "what": what, "path": path}
             with nullcontext() if path == "on chip" else by_layers():
-                rows.append(row | attempt(lambda run=run, want=want: judge(run(), want, precision)))
+
+                def compared(run: Callable[[], Named] = run, want: Named = want) -> Row:
+                    return judge(run(), want, precision)
+
+                rows.append(row | attempt(compared))
     return rows
 
 
@@ -161,8 +171,9 @@ def fit_rows(
     name = f"{len(signals)} photographs {size}x{size}, 3x{width}, {steps[1]} steps"
 
     def fit(implementation: str, precision: str, steps: int) -> Tensor:
-        recipe, how = sf.recipe("paper", steps=steps, precision=precision), {"implementation": implementation}
-        fitted = sf.fit(signals, "siren", recipe, architecture=architecture, device=bench.device, **how)
+        recipe = sf.recipe("paper", steps=steps, precision=precision)
+        how: dict[str, Any] = {"implementation": implementation, "device": bench.device}
+        fitted = sf.fit(signals, "siren", recipe, architecture=architecture, **how)
         return torch.tensor(fitted.psnr, dtype=torch.float64)
 
     exact = fit("torch", "fp32", steps[0])
@@ -278,7 +289,7 @@ def right(found: dict[str, Any]) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__,
+    parser = argparse.ArgumentParser(prog="python -m strainer_fast.benchmarks.gpu", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="two cases, fewer rounds, no torch.compile")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp16", "tf32", "fp32", "bf16"])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.gpu_parts import GRAPHED, Bench, Call, Named, Row, Rows, attempt, judge, matmul, timed
+from strainer_fast.benchmarks.gpu_parts import GRAPHED, Bench, Call, Named, Row, Rows, attempt, judge, matmul, timed
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ def parts(precision: str, points: int, width: int, columns: int, device: str) ->
     # In tf32 the matrix unit reads along its reduction, so steps keep a turned copy.
     turned = w.mT.contiguous().mT if precision == "tf32" else w
     dw = empty(splits_for(points, width, width, 1, precision), 1, width, width)
-    db, half_b, how = empty(*dw.shape[:3]), b[0].to(operand), {"precision": precision}
+    how: dict[str, Any] = {"precision": precision}
+    db, half_b = empty(*dw.shape[:3]), b[0].to(operand)
     x64, w64, dz64 = x.double(), w[0].double(), dz[0].double()
     z64 = x64 @ w64.T + b[0].double()
 
@@ -111,7 +113,11 @@ def layer_rows(precision: str, bench: Bench, points: int, width: int, columns: S
     found: list[Part] = []
     rows: Rows = []
     for count in columns:
-        made = attempt(lambda count=count: {"parts": parts(precision, points, width, count, bench.device)})
+
+        def make(count: int = count) -> Row:
+            return {"parts": parts(precision, points, width, count, bench.device)}
+
+        made = attempt(make)
         if "refused" in made:
             rows.append({"case": "all", "precision": precision, "provider": "strainer_fast", **made})
             continue

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 import strainer_fast as sf
-from benchmarks.cases import Case, Problem
-from benchmarks.harness import CHUNK, truth_of
 from strainer_fast import reference
+from strainer_fast.benchmarks.cases import Case, Problem
+from strainer_fast.benchmarks.harness import CHUNK, truth_of
 
 BOUNDS = {"fp32": 1e-4, "tf32": 16 * 2.0**-11, "fp16": 16 * 2.0**-11, "bf16": 16 * 2.0**-8}
 """Largest relative error, by norm, against float64; of those that round, 16 times what rounding an operand costs."""

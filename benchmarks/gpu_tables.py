@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import harness
+from strainer_fast.benchmarks import harness
 
 Rows = Sequence[dict[str, Any]]
 

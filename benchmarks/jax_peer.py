@@ -1,6 +1,6 @@
 """JAX in a process of its own: in ours, its threads and PyTorch's would slow each other down.
 
-Needs the extra `jax`. The child imports no torch; it keeps a jitted step and runs it once per request.
+Needs the extra `peers`. The child runs a jitted step once per request, and waits for the result each time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from strainer_fast.benchmarks.cases import Problem, named
+from strainer_fast.benchmarks.harness import Running
 
 Array = NDArray[np.float32]
 
@@ -38,6 +42,18 @@ class JaxPeer:
         """End the child."""
         self._pipe.close()
         self._process.join(10)
+
+
+def jax_running(problem: Problem) -> Running:
+    """The step as the harness wants it."""
+    p = problem
+    peer = JaxPeer(p.points.numpy(), p.values.numpy(), [t.detach().numpy() for t in p.parameters], p.omegas)
+
+    def first() -> dict[str, torch.Tensor]:
+        losses, *gradients = (torch.from_numpy(r) for r in peer.results)
+        return named((losses, gradients))
+
+    return Running(peer.step, first, seconds=peer.step, close=peer.close)
 
 
 def _serve(pipe: Connection, points: Array, values: Array, parameters: list[Array], omegas: list[float]) -> None:

@@ -1,4 +1,4 @@
-"""Where the native engine's cycles go: `python -m benchmarks.native_profile` (Linux, needs perf).
+"""Where the native engine's cycles go: `python -m strainer_fast.benchmarks.native_profile` (Linux, needs perf).
 
 Runs training steps and whole fits in a process of their own under `perf record` and prints each function's share of the
 engine's samples.
@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cases import CASES, Problem
-from benchmarks.fits import FIT_CASES, ours
-from benchmarks.providers import ours as step_of
+from strainer_fast.benchmarks.cases import CASES, Problem
+from strainer_fast.benchmarks.fits import FIT_CASES, ours
+from strainer_fast.benchmarks.providers import ours as step_of
 
 PARTS = {  # function in kernels/cpu/tile.inl -> what it does
     "forward_panel": "forward products, bias, sine and cosine",
@@ -56,7 +56,7 @@ def shares(what: str) -> Counter[str]:
             text=True,
             check=True,
         ).stdout
-    found: Counter[str] = Counter()
+    found: dict[str, float] = defaultdict(float)
     for share, symbol in re.findall(r"^\s*([\d.]+)%\s+_engine\S*\s+\[\.\] (.*)$", report, re.MULTILINE):
         name = re.match(r"(?:void )?(\w+)", symbol.replace("(anonymous namespace)::", ""))
         found[PARTS.get(name[1] if name else "", "the rest")] += float(share)

@@ -1,7 +1,7 @@
 """Tables from result files.
 
-python -m benchmarks.report benchmarks/results/cpu.json                       # Markdown to stdout
-python -m benchmarks.report benchmarks/results/cpu.json --update README.md    # between the markers in files
+python -m strainer_fast.benchmarks.report benchmarks/results/cpu.json                       # Markdown to stdout
+python -m strainer_fast.benchmarks.report benchmarks/results/cpu.json --update README.md    # between the markers in files
 """
 
 from __future__ import annotations

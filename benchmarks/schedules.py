@@ -1,4 +1,4 @@
-"""How the one-pass sweep might be scheduled on a CPU, measured: `python -m benchmarks.schedules`.
+"""How the one-pass sweep might be scheduled on a CPU, measured: `python -m strainer_fast.benchmarks.schedules`.
 
 `--profile` prints instead where the time of a step goes, by PyTorch operation and shape; `--native` the native engine's
 tile sizes at widths 64, 256 and 512; `--threads` the engine on PyTorch's threads against threads started for each call.
@@ -18,9 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from benchmarks.cases import CASES, Case, Problem
-from benchmarks.harness import check_parity, machine, sgemm, truth_of
-from benchmarks.providers import Result, Step, eager, ours
+from strainer_fast.benchmarks.cases import CASES, Case, Problem
+from strainer_fast.benchmarks.harness import check_parity, machine, sgemm, truth_of
+from strainer_fast.benchmarks.providers import Result, Step, eager, ours
 from strainer_fast.kernels import cpu
 from strainer_fast.kernels.cpu import loading
 from strainer_fast.ops import native, tiled

@@ -12,7 +12,19 @@ from strainer_fast import datasets, nn, reference, signals
 from strainer_fast._checks import InputError, InputTypeError
 from strainer_fast._version import __version__
 from strainer_fast.datasets import FittedDataset, fit_dataset
-from strainer_fast.fitting import FitResult, FittedSignal, Interrupted, Progress, Recipe, explain, fit, pretrain, recipe
+from strainer_fast.fitting import (
+    FitResult,
+    FittedSignal,
+    Interrupted,
+    Progress,
+    Recipe,
+    explain,
+    fit,
+    pretrain,
+    recipe,
+    render,
+    render_to,
+)
 from strainer_fast.models import Architecture, BatchedSiren, Encoder, Siren, Strainer, load_foreign
 from strainer_fast.nn import BatchedSineLinear, MultiHeadLinear, SineLinear
 from strainer_fast.signals import Signal
@@ -45,5 +57,7 @@ __all__ = [
     "pretrain",
     "recipe",
     "reference",
+    "render",
+    "render_to",
     "signals",
 ]

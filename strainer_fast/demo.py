@@ -14,7 +14,7 @@ from strainer_fast._checks import InputError
 from strainer_fast._files import atomic_writer
 from strainer_fast.fitting import FitResult, Progress, fit, pretrain, recipe
 from strainer_fast.fitting.record import Curve
-from strainer_fast.fitting.result import render
+from strainer_fast.fitting.rendering import render
 from strainer_fast.models import Encoder
 from strainer_fast.signals import Signal, samples
 

@@ -12,6 +12,7 @@ ORDER = [
     "_version",
     "_checks",
     "_files",
+    "_png",
     "_random",
     "reference",
     "ops",
@@ -22,9 +23,11 @@ ORDER = [
     "datasets",
     "demo",
     "__init__",
+    "benchmarks",
     "cli",
 ]
-FILES = sorted((ROOT / "strainer_fast").rglob("*.py")) + sorted((ROOT / "kernels").glob("*.py"))
+BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
+FILES = sorted((ROOT / "strainer_fast").rglob("*.py")) + sorted((ROOT / "kernels").glob("*.py")) + BENCHMARKS
 
 
 def level(module: str) -> int:
@@ -48,13 +51,23 @@ def imported(tree: ast.AST) -> Iterator[str]:
 def test_no_upward_import(path: Path) -> None:
     relative = path.relative_to(ROOT)
     inside_kernels = relative.parts[0] == "kernels"
-    name = "kernels" if inside_kernels else relative.parts[1].removesuffix(".py")
+    name = relative.parts[0] if path in BENCHMARKS or inside_kernels else relative.parts[1].removesuffix(".py")
     upward = [
         module
         for module in imported(ast.parse(path.read_text()))
         if module.split(".")[0] == "strainer_fast" and (inside_kernels or level(module) > ORDER.index(name))
     ]
     assert not upward, f"{relative} imports {upward}, which stand below it"
+
+
+def test_only_the_bench_verb_imports_the_benchmarks() -> None:
+    importing = [
+        str(path.relative_to(ROOT))
+        for path in FILES
+        if path not in BENCHMARKS
+        and any(m.startswith("strainer_fast.benchmarks") for m in imported(ast.parse(path.read_text())))
+    ]
+    assert importing == ["strainer_fast/cli/bench.py"]
 
 
 def test_the_check_can_fail() -> None:

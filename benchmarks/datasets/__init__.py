@@ -1,1 +1,1 @@
-"""Fits per second over whole data sets; `python -m benchmarks.datasets --help`."""
+"""Fits per second over whole data sets; `python -m strainer_fast.benchmarks.datasets --help`."""

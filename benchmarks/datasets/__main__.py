@@ -1,11 +1,11 @@
 """Fits per second over whole data sets, ours beside the ways people do it; durability; processes against threads.
 
-python -m benchmarks.datasets fits          # fixed steps, and 30 and 35 dB, for N signals
-python -m benchmarks.datasets durability    # fit_dataset with its files and without
-python -m benchmarks.datasets split         # two cores: one process with two threads, or two with one
-python -m benchmarks.datasets parallel      # how many signals at a time
-python -m benchmarks.datasets ten-thousand  # 10,000 digits, killed three times, resumed, verified
-python -m benchmarks.datasets write         # the tables in docs/datasets.md
+python -m strainer_fast.benchmarks.datasets fits          # fixed steps, and 30 and 35 dB, for N signals
+python -m strainer_fast.benchmarks.datasets durability    # fit_dataset with its files and without
+python -m strainer_fast.benchmarks.datasets split         # two cores: one process with two threads, or two with one
+python -m strainer_fast.benchmarks.datasets parallel      # how many signals at a time
+python -m strainer_fast.benchmarks.datasets ten-thousand  # 10,000 digits, killed three times, resumed, verified
+python -m strainer_fast.benchmarks.datasets write         # the tables in docs/datasets.md
 
 Rows go to benchmarks/results/datasets.jsonl; the last one of a case, provider and N counts.
 """
@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.datasets import providers, runs
-from benchmarks.datasets.cases import CASES, Case
-from benchmarks.harness import ParityError, machine
-from benchmarks.time_to_psnr.__main__ import append, read_rows
-from benchmarks.time_to_psnr.report import replace_between
+from strainer_fast.benchmarks.datasets import providers, runs
+from strainer_fast.benchmarks.datasets.cases import CASES, Case
+from strainer_fast.benchmarks.harness import ParityError, machine
+from strainer_fast.benchmarks.time_to_psnr.__main__ import append, read_rows
+from strainer_fast.benchmarks.time_to_psnr.report import replace_between
 
 ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "benchmarks" / "results" / "datasets.jsonl"
@@ -127,7 +127,9 @@ def fits_table(rows: list[dict[str, Any]]) -> list[str]:
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.datasets", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m strainer_fast.benchmarks.datasets", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("what", choices=("fits", "durability", "split", "parallel", "ten-thousand", "write"))
     parser.add_argument("--cases", nargs="+", default=[""], help="only those whose name has one of these in it")
     parser.add_argument("--numbers", nargs="+", type=int, help="only these N")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import strainer_fast as sf
-from benchmarks.time_to_psnr.domains import installed
+from strainer_fast.benchmarks.time_to_psnr.domains import installed
 
 Images = NDArray[np.float32]
 """[N, H, W, C] with values in [0, 1]."""

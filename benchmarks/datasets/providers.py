@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import strainer_fast as sf
-from benchmarks.datasets.cases import Case, Images
 from strainer_fast import reference
+from strainer_fast.benchmarks.datasets.cases import Case, Images
 from strainer_fast.fitting.optim import Adam
 from strainer_fast.ops import losses_and_gradients
 

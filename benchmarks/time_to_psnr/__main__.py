@@ -1,12 +1,12 @@
 """Run what is missing, append a row per fit, and draw tables and plots from the rows.
 
-python -m benchmarks.time_to_psnr search            # leads, at 96x96, on the images of the search
-python -m benchmarks.time_to_psnr grid              # what the tuned SIRENs are chosen from
-python -m benchmarks.time_to_psnr small             # what whole fits of small networks can do
-python -m benchmarks.time_to_psnr denoise           # how good a prior each start is, on the images of the search
-python -m benchmarks.time_to_psnr report            # the reported fits, at 178x178, on images nobody tuned on
-python -m benchmarks.time_to_psnr timing            # seconds a step of each method, interleaved, on a quiet machine
-python -m benchmarks.time_to_psnr write             # Markdown, JSON and plots from the rows
+python -m strainer_fast.benchmarks.time_to_psnr search    # leads, at 96x96, on the images of the search
+python -m strainer_fast.benchmarks.time_to_psnr grid      # what the tuned SIRENs are chosen from
+python -m strainer_fast.benchmarks.time_to_psnr small     # what whole fits of small networks can do
+python -m strainer_fast.benchmarks.time_to_psnr denoise   # how good a prior each start is
+python -m strainer_fast.benchmarks.time_to_psnr report    # the reported fits, 178x178, images nobody tuned on
+python -m strainer_fast.benchmarks.time_to_psnr timing    # seconds a step of each method, interleaved
+python -m strainer_fast.benchmarks.time_to_psnr write     # Markdown, JSON and plots from the rows
 
 A row is identified by method, domain, image, size, steps and seed; what is there is not run again, so any of these can
 be stopped and started. Encoders are kept in benchmarks/results/encoders, which is not committed: hours of pre-training.
@@ -27,9 +27,9 @@ import numpy as np
 import torch
 
 import strainer_fast as sf
-from benchmarks.harness import machine
-from benchmarks.time_to_psnr.domains import DOMAINS, REPORT_SIZE, SEARCH_SIZE, training_signals
-from benchmarks.time_to_psnr.methods import PRIORS, REPORTED, SEARCHED, SIREN_GRID, SMALL, Method, Source
+from strainer_fast.benchmarks.harness import machine
+from strainer_fast.benchmarks.time_to_psnr.domains import DOMAINS, REPORT_SIZE, SEARCH_SIZE, training_signals
+from strainer_fast.benchmarks.time_to_psnr.methods import PRIORS, REPORTED, SEARCHED, SIREN_GRID, SMALL, Method, Source
 
 RESULTS = Path(__file__).parents[1] / "results"
 ENCODERS = RESULTS / "encoders"
@@ -130,7 +130,7 @@ def run(
                     recipe = method.fit_recipe(steps=steps, seed=seed, until_exact=split == "report")
                     began = time.perf_counter()
                     result = sf.fit(signal, encoder or "siren", recipe, architecture=None if encoder else network)
-                    row = dict(zip(KEY, key, strict=True)) | {
+                    row: dict[str, Any] = dict(zip(KEY, key, strict=True)) | {
                         "shape": list(signal.values.shape),
                         "recipe": recipe.as_dict(),
                         "pretraining": pretraining(method, encoder),
@@ -240,7 +240,7 @@ def time_methods(rounds: int) -> None:
                 seen[method.name].append((float(seconds[0]), float(seconds[-1] - seconds[0]) / TIMED_STEPS))
         for name, times in seen.items():
             starts, steps = (sorted(each) for each in zip(*times[1:], strict=True))
-            row = {
+            row: dict[str, Any] = {
                 "method": name,
                 "domain": domain,
                 "rounds": rounds,
@@ -261,7 +261,7 @@ def time_methods(rounds: int) -> None:
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.time_to_psnr", description=(__doc__ or "").split("\n")[0]
+        prog="python -m strainer_fast.benchmarks.time_to_psnr", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("what", choices=("search", "grid", "small", "denoise", "report", "timing", "write"))
     parser.add_argument("--domains", nargs="+", default=["brain-mri", "photos", "faces"], choices=list(DOMAINS))
@@ -275,7 +275,7 @@ def main() -> None:
     if asked.threads:
         torch.set_num_threads(asked.threads)
     if asked.what == "write":
-        from benchmarks.time_to_psnr.report import write
+        from strainer_fast.benchmarks.time_to_psnr.report import write
 
         write()
         return

@@ -95,7 +95,7 @@ def _search() -> Iterator[Method]:
     for ridge in (1e-6, 1e-2):
         yield Method(f"start: least_squares, ridge {ridge:g}", changes=kfac | {"ridge": ridge}, source=ours)
     yield Method("encoder: Muon, fit: Adam 1e-4", changes={"start": "least_squares"}, source=ours)
-    for name, changes in {
+    optimisers: dict[str, dict[str, Any]] = {
         "Adam 3e-4, cosine": {"learning_rate": 3e-4, "schedule": "cosine"},
         "Adam 1e-4, plateau": {"schedule": "plateau"},
         "Muon 3e-4, cosine": {"optimiser": "muon", "learning_rate": 3e-4, "schedule": "cosine"},
@@ -110,7 +110,8 @@ def _search() -> Iterator[Method]:
         "K-FAC, refreshed every step": kfac | {"refresh_every": 1},
         "K-FAC, refreshed every 5": kfac | {"refresh_every": 5},
         "K-FAC, random head": kfac | {"start": "random"},
-    }.items():
+    }
+    for name, changes in optimisers.items():
         yield Method(f"optimiser: {name}", changes={"start": "least_squares"} | changes, source=ours)
     for freeze in (1, 2, 3, 4, "stable_rank"):
         yield Method(f"freeze: {freeze}", changes=kfac | {"freeze": freeze}, source=ours)

@@ -11,9 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.time_to_psnr.__main__ import DENOISING, FILES, RESULTS, SMALL_SIZE, TIMING, first_step, read_rows
-from benchmarks.time_to_psnr.domains import SEARCH_SIZE
-from benchmarks.time_to_psnr.methods import REPORTED, Method
+from strainer_fast.benchmarks.time_to_psnr.__main__ import (
+    DENOISING,
+    FILES,
+    RESULTS,
+    SMALL_SIZE,
+    TIMING,
+    first_step,
+    read_rows,
+)
+from strainer_fast.benchmarks.time_to_psnr.domains import SEARCH_SIZE
+from strainer_fast.benchmarks.time_to_psnr.methods import REPORTED, Method
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "recipes.md"

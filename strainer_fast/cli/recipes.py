@@ -35,6 +35,6 @@ def recipes(
                 reason, row = reasons.get(field, ("", ""))
                 reporter.say(f"  {field} = {value}".ljust(40) + reason + (f" [{row}]" if row else ""))
         reporter.say("")
-    reporter.say("Rows are in benchmarks/results/psnr-search.jsonl; python -m benchmarks.time_to_psnr runs them again.")
+    reporter.say("Rows are in benchmarks/results/psnr-search.jsonl; docs/recipes.md has the commands that made them.")
     reporter.say("Any field can be changed: strainer-fast fit ... --recipe fast --set freeze=0")
     reporter.emit({preset: settings.as_dict() for preset, settings in PRESETS.items()})

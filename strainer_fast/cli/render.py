@@ -12,9 +12,8 @@ from strainer_fast._files import check_writable
 from strainer_fast.cli import _options as opt
 from strainer_fast.cli._console import Reporter, handled
 from strainer_fast.fitting import FitResult
-from strainer_fast.fitting.output import WEIGHTS, image_array, write_image
+from strainer_fast.fitting.output import WEIGHTS
 from strainer_fast.ops import choose_device
-from strainer_fast.signals.images import check_size
 
 
 @handled
@@ -26,31 +25,30 @@ def render(
         str | None, typer.Option(help="Part of the coordinate square to show: y0,x0,y1,x1 in [-1, 1].")
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Name of an image to render; repeat for more.")] = None,
+    format: Annotated[str, typer.Option(help="png; npy for the values as they are, float32.")] = "png",
     device: opt.Device = "auto",
     threads: opt.Threads = None,
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
-    """Draw fitted networks at any resolution, whole or in part."""
+    """Draw fitted networks at any resolution, whole or in part; memory does not grow with the size."""
     reporter = Reporter(quiet, json)
     opt.set_up(threads, "auto", device)
     result = FitResult.load(file / WEIGHTS if file.is_dir() else file)
-    shape, bounds = check_size(opt.parse_size(size)), opt.parse_window(window)
+    shape, bounds = opt.parse_size(size), opt.parse_window(window)
     if result.in_features != 2:
         raise bad_input(str(file), "networks of images (2 coordinates)", result.in_features, "Use FitResult.render.")
     unknown = sorted(set(only or ()) - set(result.names))
     if unknown:
         raise bad_input("--only", f"names among {', '.join(result.names)}", ", ".join(unknown), "See `inspect`.")
     check_writable(out)
-    files = []
+    where, files = choose_device(device), []
     for i, signal in enumerate(result.signals):
         if only and signal.name not in only:
             continue
-        image = result.render(shape, window=bounds, indices=[i], device=choose_device(device))[0]
-        # Grey sources of more than 8 bits come back as 16 bits; Pillow writes no 16-bit colour.
-        levels = 65535 if signal.value_range[1] > 255 and signal.channels == 1 else 255
-        path = out / f"{signal.name}_{image.shape[0]}x{image.shape[1]}.png"
-        write_image(path, image_array(image, levels))
+        drawn = signal.shape if shape is None else shape
+        path = out / f"{signal.name}_{drawn[0]}x{drawn[1]}.{format}"
+        result.render_to(path, i, drawn, window=bounds, device=where)
         reporter.say(f"wrote {path}")
         files.append(str(path))
     reporter.emit({"files": files})

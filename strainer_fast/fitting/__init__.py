@@ -7,6 +7,7 @@ from strainer_fast.fitting.presets import PRESETS, recipe
 from strainer_fast.fitting.pretrain import pretrain
 from strainer_fast.fitting.recipe import Recipe
 from strainer_fast.fitting.record import Progress
+from strainer_fast.fitting.rendering import render, render_to
 from strainer_fast.fitting.result import FitResult, FittedSignal
 
 __all__ = [
@@ -20,4 +21,6 @@ __all__ = [
     "fit",
     "pretrain",
     "recipe",
+    "render",
+    "render_to",
 ]

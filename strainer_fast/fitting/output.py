@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
 
 from strainer_fast._files import atomic_writer
+from strainer_fast._png import write_png
+from strainer_fast.fitting.rendering import quantised
 from strainer_fast.fitting.result import FitResult
 from strainer_fast.signals import Signal
 
@@ -54,23 +53,11 @@ def write_previews(result: FitResult, signals: Sequence[Signal], folder: Path) -
         error = (rendered - truth).abs() * ERROR_GAIN
         # Alpha would hide the error, so previews show colour channels only.
         colour = {1: 1, 2: 1}.get(fitted.channels, 3)
-        panels = np.concatenate([image_array(t[..., :colour]) for t in (truth, rendered, error)], axis=1)
+        panels = np.concatenate([quantised(t[..., :colour], 8) for t in (truth, rendered, error)], axis=1)
         paths.append(folder / PREVIEWS / f"{fitted.name}.png")
-        write_image(paths[-1], panels)
+        with atomic_writer(paths[-1]) as file:
+            write_png(file, [panels], *panels.shape, 8)
     return paths
-
-
-def image_array(values: Tensor, levels: int = 255) -> NDArray[np.unsignedinteger]:
-    """[H, W, C] in [0, 1] to uint8 or uint16, clamped and rounded; a single channel loses its axis."""
-    image: NDArray[np.unsignedinteger] = (values.clamp(0, 1) * levels).round().numpy()
-    image = image.astype(np.uint8 if levels <= 255 else np.uint16)
-    return image[..., 0] if image.shape[-1] == 1 else image
-
-
-def write_image(path: Path, image: NDArray[np.unsignedinteger]) -> None:
-    """A PNG, whole or not at all."""
-    with atomic_writer(path) as file:
-        Image.fromarray(image).save(file, format="PNG")
 
 
 def output_bytes(num_signals: int, parameters: int, points: int, steps: int) -> int:

@@ -14,16 +14,13 @@ from torch import Tensor
 
 from strainer_fast._checks import bad_input, check_count
 from strainer_fast._files import Shapes, read_tensors, write_tensors
-from strainer_fast.fitting.engine import CHUNK
 from strainer_fast.fitting.record import Curve
+from strainer_fast.fitting.rendering import render, render_to
 from strainer_fast.models import Architecture, Siren
 from strainer_fast.models.encoder import MAX_CHANNELS, MAX_COORDINATES
 from strainer_fast.models.siren import siren_from_rows
 from strainer_fast.signals import unique_names
-from strainer_fast.signals.grid import COORDINATE_CONVENTION, axis, mesh
-
-GPU_CHUNK = 2**20
-"""Points rendered at once on a GPU, which engine.CHUNK would leave idle."""
+from strainer_fast.signals.grid import COORDINATE_CONVENTION
 
 MAX_POINTS = 2**28
 """Bound on a stored size, against files that ask for absurd allocations."""
@@ -128,6 +125,24 @@ class FitResult:
             render(self.module(i).to(device), self.signals[i].shape if size is None else size, window) for i in chosen
         ]
 
+    def render_to(
+        self,
+        path: str | Path,
+        index: int = 0,
+        size: int | Sequence[int] | None = None,
+        *,
+        window: Sequence[tuple[float, float]] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Path:
+        """Evaluate one network into a .png or .npy file, in memory that does not grow with the size.
+
+        A PNG has 8 bits a channel, 16 where the source had more. See `render` and `strainer_fast.render_to`.
+        """
+        signal = self.signals[index]
+        bits = 16 if signal.value_range[1] > 255 else 8
+        network = self.module(index).to(device)
+        return render_to(network, path, signal.shape if size is None else size, window, bits=bits)
+
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file, whole or not at all."""
         tensors = dict(self.weights)
@@ -161,34 +176,6 @@ class FitResult:
             tuple(Curve(p, s) for p, s in zip(psnr, seconds, strict=True)),
             document["settings"],
         )
-
-
-@torch.no_grad()
-def render(
-    network: Siren,
-    size: int | Sequence[int],
-    window: Sequence[tuple[float, float]] | None = None,
-) -> Tensor:  # [*size, C]
-    """Evaluate a network on a regular grid, a chunk of points at a time; see `FitResult.render`."""
-    weight = next(network.parameters())
-    dims = weight.shape[1]
-    size = [size] * dims if isinstance(size, int) else list(size)
-    if len(size) != dims or (window is not None and len(window) != dims):
-        raise bad_input("size", f"one number per axis, {dims} in all", size, "Give samples per axis, y first.")
-    for n in size:
-        check_count("size", n)
-    for low, high in window or ():
-        if not -1 <= low < high <= 1:
-            raise bad_input("window", "-1 <= low < high <= 1 on every axis", (low, high), "The square is [-1, 1].")
-    bounds = [(-1.0, 1.0)] * dims if window is None else window
-    axes = [axis(n, b, device=weight.device, dtype=weight.dtype) for n, b in zip(size, bounds, strict=True)]
-    out = torch.empty(*size, network.head.out_features, dtype=weight.dtype)
-    chunk = CHUNK if weight.device.type == "cpu" else GPU_CHUNK
-    rows = max(1, chunk // math.prod(size[1:]))
-    for start in range(0, size[0], rows):
-        block = out[start : start + rows]
-        block.copy_(network.values(mesh([axes[0][start : start + rows], *axes[1:]])).view(block.shape))
-    return out
 
 
 def signal_data(signal: FittedSignal) -> dict[str, Any]:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import strainer_fast as sf
-from benchmarks.datasets import __main__ as bench
-from benchmarks.datasets import providers
-from benchmarks.datasets.cases import Case, Images
-from benchmarks.harness import ParityError
-from benchmarks.time_to_psnr.__main__ import read_rows
+from strainer_fast.benchmarks.datasets import __main__ as bench
+from strainer_fast.benchmarks.datasets import providers
+from strainer_fast.benchmarks.datasets.cases import Case, Images
+from strainer_fast.benchmarks.harness import ParityError
+from strainer_fast.benchmarks.time_to_psnr.__main__ import read_rows
 
 
 def _scans() -> Images:

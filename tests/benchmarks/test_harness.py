@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench_fit, fits, report
-from benchmarks.cases import CASES, Case, Problem
-from benchmarks.fits import FitCase
-from benchmarks.harness import ParityError, check_parity, machine, row, truth_of
-from benchmarks.providers import compiled, providers
+from strainer_fast.benchmarks import bench_fit, fits, report
+from strainer_fast.benchmarks.cases import CASES, Case, Problem
+from strainer_fast.benchmarks.fits import FitCase
+from strainer_fast.benchmarks.harness import ParityError, check_parity, machine, row, truth_of
+from strainer_fast.benchmarks.providers import compiled, providers
 
 SMALL = [
     Case("one", 12, 8, 3),

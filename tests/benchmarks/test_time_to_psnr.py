@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import strainer_fast as sf
-from benchmarks.time_to_psnr import __main__ as runner
-from benchmarks.time_to_psnr import report
-from benchmarks.time_to_psnr.domains import DOMAINS, training_signals
-from benchmarks.time_to_psnr.methods import PRIORS, REPORTED, SEARCHED, SIREN_GRID, SMALL, Method, Source
+from strainer_fast.benchmarks.time_to_psnr import __main__ as runner
+from strainer_fast.benchmarks.time_to_psnr import report
+from strainer_fast.benchmarks.time_to_psnr.domains import DOMAINS, training_signals
+from strainer_fast.benchmarks.time_to_psnr.methods import PRIORS, REPORTED, SEARCHED, SIREN_GRID, SMALL, Method, Source
 from strainer_fast.fitting.presets import REASONS
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import gpu, gpu_layers, gpu_parts, gpu_tables
-from benchmarks.cases import Case, Problem
-from benchmarks.gpu_parts import Bench, Provider, Stepping
+from strainer_fast.benchmarks import gpu, gpu_layers, gpu_parts, gpu_tables
+from strainer_fast.benchmarks.cases import Case, Problem
+from strainer_fast.benchmarks.gpu_parts import Bench, Provider, Stepping
 
 # As few launches as can be: kernels have tests of their own.
 ONE = Case("one", 9, 20, 2, channels=3)
@@ -153,7 +153,7 @@ import json, sys
 from dataclasses import replace
 import torch
 torch.cuda.is_available = lambda: False  # also where there is one
-from benchmarks import gpu, gpu_parts
+from strainer_fast.benchmarks import gpu, gpu_parts
 from strainer_fast.kernels.capture import capture
 from strainer_fast.kernels.chip import CHIPS
 code = gpu.main(["--out", sys.argv[1]])
