@@ -28,7 +28,7 @@ from .loading import (
     sizes,
 )
 
-__all__ = ["LEVELS", "available", "fit", "forced", "level", "library", "missing", "sincos", "sweep"]
+__all__ = ["LEVELS", "available", "fit", "forced", "level", "library", "missing", "sincos", "sweep", "values"]
 
 
 def sweep(
@@ -74,10 +74,34 @@ def sweep(
         of_layers[3],
         address(dpoints),
         losses.data_ptr(),
+        None,
         tile,
         threads,
         chosen(),
     )
+    call("sf_sweep", ctypes.byref(task))
+
+
+def values(
+    points: Tensor,  # [P, in]
+    weights: Sequence[Tensor],  # [out, in], from `num_shared` on [N, out, in]
+    biases: Sequence[Tensor],
+    omegas: Sequence[float],  # one per layer; the head's is 1
+    num_shared: int,
+    *,
+    out: Tensor,  # [N, P, C]
+    threads: int,
+) -> None:
+    """What networks give at points; all contiguous. The GIL is released meanwhile."""
+    widths = sizes([points.shape[1], *(w.shape[-2] for w in weights)])
+    each = reals(omegas)
+    unwanted: list[Tensor | None] = [None] * len(weights)
+    tensors = [addresses(group) for group in (weights, biases, unwanted)]
+    of_layers = [pointer(each_layer) for each_layer in tensors]
+    task = Sweep(num_points=points.shape[0], num_signals=out.shape[0], channels=out.shape[2], num_layers=len(weights),
+                 num_shared=num_shared, widths=pointer(widths), weights=of_layers[0], biases=of_layers[1],
+                 omegas=pointer(each), points=points.data_ptr(), dweights=of_layers[2], dbiases=of_layers[2],
+                 predictions=out.data_ptr(), threads=threads, kernels=chosen())  # fmt: skip
     call("sf_sweep", ctypes.byref(task))
 
 

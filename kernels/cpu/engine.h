@@ -34,6 +34,8 @@ struct SfTask {
     const float *scale;     // [N]; a signal's residuals times this are the gradient of the loss
     int64_t channels;
     float *dpoints;         // [P, dims], added to; null: not wanted
+    float *predictions;     // (signal, point, channel) contiguous, instead of residuals; null: not wanted
+    int64_t num_points;     // of a signal in `predictions`
 };
 
 // Memory of one thread for one task.

@@ -23,6 +23,7 @@ struct SfSweep {
     float *const *dbiases;
     float *dpoints;                // added to
     double *losses;                // [N] sums of squares; overwritten
+    float *predictions;            // [N, P, C]: only these are wanted, and values, scale and losses may be null; or null
     int64_t tile;                  // points at once; 0 chooses
     int64_t threads;
     const char *kernels;           // "avx512", "avx2" or "portable"

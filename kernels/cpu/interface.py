@@ -2,7 +2,7 @@
 
 import ctypes
 
-VERSION = 2
+VERSION = 3
 """What sf_interface says."""
 
 _int, _real, _pointer = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
@@ -31,6 +31,7 @@ class Sweep(ctypes.Structure):
         ("dbiases", _pointer),
         ("dpoints", _pointer),
         ("losses", _pointer),
+        ("predictions", _pointer),
         ("tile", _int),
         ("threads", _int),
         ("kernels", ctypes.c_char_p),

@@ -64,6 +64,7 @@ class Pass {
         std::memcpy(task_.value_strides, s_.value_strides, sizeof task_.value_strides);
         std::memcpy(task_.point_weight_strides, s_.point_weight_strides, sizeof task_.point_weight_strides);
         task_.channels = s_.channels;
+        task_.num_points = s_.num_points;
         task_.dpoints = s_.dpoints;
 
         // Every thread has whole blocks, so that none but the last fills a tile with zeros.
@@ -90,9 +91,12 @@ class Pass {
             pack_layer(kernels_, layers_[i], s_.weights[place.layer] + place.weight, s_.biases[place.layer] + place.bias,
                        s_.omegas[place.layer]);
         }
-        task_.values = s_.values + signal * s_.value_strides[0];
+        if (s_.predictions)
+            task_.predictions = s_.predictions + signal * s_.num_points * s_.channels;
+        else
+            task_.values = s_.values + signal * s_.value_strides[0];
         if (s_.point_weights) task_.point_weights = s_.point_weights + signal * s_.point_weight_strides[0];
-        task_.scale = s_.scale + signal;
+        if (s_.scale) task_.scale = s_.scale + signal;
         in_parallel(threads_, [&](int64_t t) {
             clear(t);
             const int64_t first = std::min(s_.num_points, blocks_ * t / threads_ * kernels_.block);
@@ -109,7 +113,7 @@ class Pass {
                        layers_[i].out * t / helpers, layers_[i].out * (t + 1) / helpers);
             }
         });
-        for (int64_t n = 0; n < signals_; ++n) {
+        for (int64_t n = 0; s_.losses && n < signals_; ++n) {
             s_.losses[signal + n] = 0;
             for (const std::vector<double> &part : losses_) s_.losses[signal + n] += part[n];
         }
@@ -164,7 +168,7 @@ int sf_sweep(const SfSweep *sweep) {
     if (!kernels) return 1;
     double flops = 0;
     for (int64_t i = 0; i < s.num_layers; ++i)
-        flops += 6.0 * s.widths[i] * s.widths[i + 1] * (i < s.num_shared ? 1 : s.num_signals) * s.num_points;
+        flops += (s.predictions ? 2.0 : 6.0) * s.widths[i] * s.widths[i + 1] * (i < s.num_shared ? 1 : s.num_signals) * s.num_points;
     const int64_t threads = std::max<int64_t>(
         1, std::min<int64_t>(s.threads, static_cast<int64_t>(std::min(flops / flops_per_thread(), 1e6))));
     try {
@@ -186,7 +190,7 @@ int sf_sweep(const SfSweep *sweep) {
     return 0;
 }
 
-int sf_interface(int64_t sweep, int64_t fit) { return sweep == sizeof(SfSweep) && fit == sizeof(SfFit) ? 2 : 0; }
+int sf_interface(int64_t sweep, int64_t fit) { return sweep == sizeof(SfSweep) && fit == sizeof(SfFit) ? 3 : 0; }
 
 void sf_use_pool(void *parallel) { sf_pool = reinterpret_cast<SfPool>(parallel); }
 

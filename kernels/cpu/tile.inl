@@ -294,6 +294,17 @@ void residual(const SfTask &task, const SfLayer &head, int64_t signal, int64_t f
     }
 }
 
+// Predictions of points [first, first + rows) to where the caller wants them.
+void keep_predictions(const SfTask &task, const SfLayer &head, int64_t signal, int64_t first, int64_t tile,
+                      int64_t rows, const float *output) {
+    for (int64_t column = 0; column < head.out; ++column) {
+        const int64_t s = signal + column / task.channels, channel = column % task.channels;
+        const float *from = output + column / PANEL * tile * PANEL + column % PANEL;
+        float *to = task.predictions + (s * task.num_points + first) * task.channels + channel;
+        for (int64_t row = 0; row < rows; ++row) to[row * task.channels] = from[row * PANEL];
+    }
+}
+
 // Coordinates into panels; returns the largest magnitude (NaN is left out: it makes its own way).
 float place_points(const float *points, int64_t dims, int64_t tile, int64_t rows, int64_t filled, float *input) {
     float largest = 0;
@@ -331,8 +342,12 @@ void sweep(const SfTask *task, const SfScratch *scratch, int64_t first, int64_t 
                 narrow_linear(head, features, tile, filled, s.output);
             else
                 forward<LINEAR, true>(head, features, tile, filled, s.output, nullptr);
-            residual(t, head, branch * (head.out / t.channels), start, tile, rows, filled, s.output,
-                     gradients[depth - 1].bias, s.losses);
+            const int64_t signal = branch * (head.out / t.channels);
+            if (t.predictions) {
+                keep_predictions(t, head, signal, start, tile, rows, s.output);
+                continue;
+            }
+            residual(t, head, signal, start, tile, rows, filled, s.output, gradients[depth - 1].bias, s.losses);
             for (int64_t i = depth - 1; i >= trunk && i >= t.lowest; --i) {
                 const float *dz = i == depth - 1 ? s.output : s.slope[i];
                 if (gradients[i].weight)

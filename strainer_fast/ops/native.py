@@ -53,3 +53,26 @@ def sweep(
         tile=tile or 0,
     )
     return Swept((total / norm).to(values.dtype), gradients, point_gradient)
+
+
+def values(
+    points: Tensor,  # [P, in]
+    parameters: Sequence[Tensor],  # as of `sweep`
+    omegas: Sequence[float],
+) -> Tensor:  # [N, P, C]
+    """What N networks give at points; no activation exists for more than a tile."""
+    data = [p.detach().contiguous() for p in parameters]
+    head = data[-2]
+    num_signals = head.shape[0] if head.ndim == 3 else 1
+    out = points.new_empty(num_signals, points.shape[0], head.shape[-2])
+    if out.numel():
+        cpu.values(
+            points.detach().contiguous(),
+            data[::2],
+            data[1::2],
+            [*omegas, 1.0],
+            sum(p.ndim == 2 for p in data[::2]),
+            out=out,
+            threads=torch.get_num_threads(),
+        )
+    return out

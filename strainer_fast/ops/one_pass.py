@@ -125,10 +125,14 @@ def siren_values(
     _check(points, points.new_empty(()).expand(shape), weights, biases, None, None)
     chosen = choose(implementation, points.device, points.dtype).name
     check_precision(precision, chosen)
-    if chosen != "triton":
+    if chosen not in ("triton", "native"):
         return reference.siren(points, weights, biases, omegas)
     parameters = [p for pair in zip(weights, _filled(weights, biases), strict=True) for p in pair]
-    values = triton.values(points, parameters, omegas, precision)
+    values = (
+        triton.values(points, parameters, omegas, precision)
+        if chosen == "triton"
+        else native.values(points, parameters, omegas)
+    )
     return values if stacked else values[0]
 
 

@@ -75,7 +75,8 @@ struct Problem {
         for (int64_t n = 0; n < s.signals; ++n) scale.push_back(uniform(0.5f, 2) / static_cast<float>(s.points + 1));
     }
 
-    int run(const char *level) {
+    // With `predictions`, those alone: what a sweep for the losses needs besides is not there.
+    int run(const char *level, float *predictions = nullptr) {
         std::vector<const float *> w, b;
         std::vector<float *> dw, db;
         for (int64_t i = 0; i < shape.layers; ++i) {
@@ -115,11 +116,19 @@ struct Problem {
         sweep.tile = shape.tile;
         sweep.threads = shape.threads;
         sweep.kernels = level;
+        std::vector<float *> none(shape.layers, nullptr);
+        if (predictions) {
+            sweep.dweights = sweep.dbiases = none.data();
+            sweep.dpoints = nullptr;
+            sweep.values = sweep.point_weights = sweep.scale = nullptr;
+            sweep.losses = nullptr;
+            sweep.predictions = predictions;
+        }
         return sf_sweep(&sweep);
     }
 
     // The same by the definition, one point at a time.
-    void truth(Doubles &loss, std::vector<Doubles> &dw, std::vector<Doubles> &db, Doubles &dx) {
+    void truth(Doubles &loss, std::vector<Doubles> &dw, std::vector<Doubles> &db, Doubles &dx, Doubles &predictions) {
         const Shape &s = shape;
         loss.assign(s.signals, 0);
         dx.assign(dpoints.size(), 0.25);
@@ -146,6 +155,7 @@ struct Problem {
                 const double weight = s.with_weights ? point_weights.data()[n * s.points + p] : 1.0;
                 Doubles d(s.channels);
                 for (int64_t c = 0; c < s.channels; ++c) {
+                    predictions.push_back(x.back()[c]);
                     d[c] = x.back()[c] - values.data()[(n * s.points + p) * s.channels + c];
                     loss[n] += weight * d[c] * d[c];
                     d[c] *= weight * scale[n];
@@ -181,9 +191,9 @@ void compare(const Got *got, const Doubles &want, const std::string &what) {
 void check(const char *level, const Shape &shape) {
     Problem problem(shape);
     if (problem.run(level)) fail(std::string(level) + " does not run");
-    Doubles loss, dx;
+    Doubles loss, dx, predictions;
     std::vector<Doubles> dw, db;
-    problem.truth(loss, dw, db, dx);
+    problem.truth(loss, dw, db, dx, predictions);
     const std::string where = std::string(level) + ", shape " + shape.name();
     compare(problem.losses.data(), loss, where + "losses");
     for (int64_t i = shape.frozen; i < shape.layers; ++i) {
@@ -191,6 +201,10 @@ void check(const char *level, const Shape &shape) {
         compare(problem.dbiases[i].data(), db[i], where + "bias " + std::to_string(i));
     }
     if (shape.with_points) compare(problem.dpoints.data(), dx, where + "points");
+    Odd found(static_cast<int64_t>(predictions.size()), shape.offset);
+    std::fill(found.memory.begin(), found.memory.end(), NAN);
+    if (problem.run(level, found.data())) fail(std::string(level) + " predicts nothing");
+    compare(found.data(), predictions, where + "predictions");
 }
 
 void check_bad_numbers(const char *level, float poison) {

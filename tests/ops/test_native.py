@@ -14,7 +14,7 @@ from torch import Tensor
 import strainer_fast as sf
 from strainer_fast.kernels import cpu
 from strainer_fast.kernels.cpu import loading
-from strainer_fast.ops import batched_siren_mse, choose, native, siren_mse, strainer_mse
+from strainer_fast.ops import batched_siren_mse, choose, native, siren_mse, siren_values, strainer_mse
 
 here = pytest.mark.skipif(cpu.level() is None, reason=f"not run: the native engine is {cpu.missing()}")
 
@@ -301,3 +301,31 @@ def test_many_networks_and_few(level: str) -> None:
             for i in ("native", "torch")
         )
         assert_same(list(ours), list(truth))
+
+
+@here
+@pytest.mark.parametrize("points", [0, 1, 13, 500])
+@pytest.mark.parametrize("channels", [1, 3, 7])
+def test_values_of_networks(points: int, channels: int, level: str) -> None:
+    """Plain, heads on shared layers, and independent ones, beside plain PyTorch."""
+    torch.manual_seed(0)
+    x = torch.rand(points, 2) * 2 - 1
+    plain, stacked = layers(channels=channels), layers(num=3, channels=channels)
+    heads = tuple([*a[:2], b[2]] for a, b in zip(plain, stacked, strict=True))
+    for weights, biases in (plain, heads, stacked):
+        ours, truth = (siren_values(x, weights, biases, implementation=i) for i in ("native", "torch"))
+        assert ours.shape == truth.shape and not ours.requires_grad
+        torch.testing.assert_close(ours, truth.detach(), rtol=1e-5, atol=1e-5)
+
+
+@here
+def test_values_by_threads_have_the_same_bits(level: str) -> None:
+    weights, biases = layers(width=64)
+    x, before, found = torch.rand(2000, 2), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(siren_values(x, weights, biases, implementation="native"))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
