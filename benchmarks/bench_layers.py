@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from strainer_fast.benchmarks.harness import Record, measure
+from strainer_fast.benchmarks.harness import Record, equals, measure
 from strainer_fast.benchmarks.layer_peers import LAYER_CASES, LayerCase, LayerProblem, layer_providers
 
 ROUNDS, QUICK_ROUNDS = 15, 7
@@ -25,7 +25,7 @@ def test_layer(benchmark: Any, case: LayerCase, device: str, quick: bool, record
         {"suite": "layers", "table": case.kind, "case": case.name, "threads": case.threads, "axes": case.axes},
         layer_providers(case, quick),
         problem,
-        problem.truth(),
+        equals(problem.truth()),
         rounds=QUICK_ROUNDS if quick else ROUNDS,
         device=device,
         flops=case.flops,

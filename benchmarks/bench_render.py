@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import strainer_fast as sf
 from strainer_fast import reference
-from strainer_fast.benchmarks.harness import OURS, Named, Provider, Record, Running, measure
+from strainer_fast.benchmarks.harness import OURS, Named, Provider, Record, Running, equals, measure
 
 CHUNK = 2**16
 """Points at a time, of the peers that bound their memory; the fastest of 2^14, 2^16, 2^18."""
@@ -186,7 +186,7 @@ def test_render(benchmark: Any, case: RenderCase, device: str, quick: bool, reco
         {"suite": "render", "table": "render", "case": case.name, "threads": 2, "axes": case.axes},
         providers(case, quick),
         problem,
-        problem.truth(),
+        equals(problem.truth()),
         rounds=case.rounds,
         device=device,
         flops=case.flops,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from strainer_fast.benchmarks.cases import CASES, Case, Problem, named, truth_of
-from strainer_fast.benchmarks.harness import Record, measure
+from strainer_fast.benchmarks.harness import Record, equals, measure
 from strainer_fast.benchmarks.step_peers import providers
 
 ROUNDS = {"step": 11, "sizes": 7}
@@ -26,7 +26,7 @@ def test_step(benchmark: Any, case: Case, device: str, quick: bool, record: Reco
         about,
         providers(case, device, quick),
         problem,
-        named(truth_of(problem)),
+        equals(named(truth_of(problem))),
         rounds=QUICK_ROUNDS if quick else ROUNDS[case.table],
         device=device,
         flops=case.flops,

@@ -38,6 +38,8 @@ Row = dict[str, Any]
 Rows = list[Row]
 Named = dict[str, Tensor]
 """What the gate looks at: losses, gradients, values."""
+Gate = Callable[[Named], Row]
+"""From results to "right", "error", "bound" and "where" the error is."""
 Seconds = tuple[float, float, float]
 """Median, p20, p80."""
 Record = Callable[[Row], None]
@@ -53,12 +55,14 @@ class Running:
         results: runs it and gives what the gate looks at.
         seconds: runs it in another process and gives the time it took there; None where `call` is timed here.
         close: ends that process.
+        units: how many of what rows count (steps, images, fits) a call does.
     """
 
     call: Call
     results: Callable[[], Named]
     seconds: Callable[[], float] | None = None
     close: Callable[[], None] = lambda: None
+    units: int = 1
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,11 @@ def judge(got: Named, want: Named, precision: str = "fp32") -> Row:
     where = max(errors, key=lambda name: errors[name])
     error, bound = errors[where], BOUNDS[precision]
     return {"right": error <= bound, "error": error, "bound": bound, "where": where}
+
+
+def equals(truth: Named) -> Gate:
+    """The gate of results that have to agree with others, in float64."""
+    return lambda got: judge(got, truth)
 
 
 def attempt(run: Callable[[], Row]) -> Row:
@@ -133,13 +142,14 @@ def measure(
     about: Row,
     providers: Sequence[Provider],
     problem: Any,
-    truth: Named,
+    gate: Gate,
     *,
     rounds: int,
     device: str = "cpu",
     flops: int | None = None,
     traffic: int | None = None,
     memory: bool = True,
+    more: Callable[[str], Row] = lambda name: {},
 ) -> Rows:
     """Check every provider against the truth, time those that pass in turn, and record a row for each.
 
@@ -148,9 +158,10 @@ def measure(
             that a change of the machine's mood meets all of them.
         about: what the rows have in common: suite, case, threads, and in "x" what plots have on their axis.
         providers: ours first.
-        truth: in float64.
+        gate: from what a provider gives to whether it is right; see `equals`.
         flops, traffic: of a call, in operations and bytes; see benchmarks/README.md for what counts.
         memory: whether a call's peak is measured, which takes one more of it.
+        more: what else a row of that provider has, asked after the last round.
 
     Raises ParityError after all rows are recorded, if any provider that could run was wrong.
     """
@@ -170,7 +181,7 @@ def measure(
             def first(provider: Provider = provider) -> Row:
                 running = provider.build(problem)
                 stack.callback(running.close)
-                return judge(running.results(), truth) | {"running": running}
+                return gate(running.results()) | {"running": running}
 
             row |= attempt(first)
             running = row.pop("running", None)
@@ -183,7 +194,8 @@ def measure(
         rate = statistics.median(samples.pop("sgemm", [math.nan]))
         for row in rows:
             if row["provider"] in samples:
-                row |= timing(samples[row["provider"]], rate)
+                units = going[row["provider"]].units
+                row |= timing([s / units for s in samples[row["provider"]]], rate) | more(row["provider"])
             record(row)
     refused = [f"{row['provider']}: {row['refused']}" for row in rows if "refused" in row]
     if refused:
