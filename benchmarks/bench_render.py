@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -129,7 +129,7 @@ def eager(chunk: int, compiled: bool, problem: RenderProblem) -> Running:
             return torch.sin(30.0 * x)
 
     layers: list[nn.Module] = []
-    for layer in p.network.layers:
+    for layer in [cast(sf.SineLinear, each) for each in p.network.layers]:
         linear = nn.Linear(layer.in_features, layer.out_features)
         linear.load_state_dict(layer.state_dict())
         layers += [linear, Sine()]
@@ -162,10 +162,10 @@ def providers(case: RenderCase, quick: bool) -> list[Provider]:
     found = [
         Provider(OURS, ours),
         Provider(f"{OURS}, into a PNG", partial(ours_into, ".png")),
-        Provider(f"{OURS}, into a .npy", partial(ours_into, ".npy")),
         Provider("PyTorch, in chunks", partial(eager, CHUNK, False)),
     ]
     if case.size**2 <= WHOLE:
+        found.append(Provider(f"{OURS}, into a .npy", partial(ours_into, ".npy")))
         found.append(Provider("PyTorch, whole image", partial(eager, WHOLE, False)))
         found.append(Provider("siren-pytorch, in chunks", siren_pytorch, "siren_pytorch"))
         if not quick:

@@ -10,7 +10,7 @@ from strainer_fast.benchmarks.cases import CASES, Case, Problem, named, truth_of
 from strainer_fast.benchmarks.harness import Record, equals, measure
 from strainer_fast.benchmarks.step_peers import providers
 
-ROUNDS = {"step": 11, "sizes": 7}
+ROUNDS = {"step": 11, "sizes": 5}
 QUICK_ROUNDS = 5
 
 

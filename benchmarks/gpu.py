@@ -27,20 +27,14 @@ from torch import Tensor
 import strainer_fast as sf
 from strainer_fast._checks import InputError
 from strainer_fast._files import atomic_writer, check_writable
-from strainer_fast.benchmarks.cases import Case, Problem
+from strainer_fast.benchmarks.cases import Case, Problem, named
 from strainer_fast.benchmarks.gpu_layers import layer_rows
 from strainer_fast.benchmarks.gpu_parts import (
     GRAPHED,
     Bench,
-    Named,
     Provider,
-    Row,
-    Rows,
     Truth,
-    attempt,
     cuda_clock,
-    judge,
-    named,
     problem_on,
     providers,
     timed,
@@ -48,6 +42,7 @@ from strainer_fast.benchmarks.gpu_parts import (
     truth,
 )
 from strainer_fast.benchmarks.gpu_tables import machine, markdown
+from strainer_fast.benchmarks.harness import Named, Row, Rows, attempt, judge
 from strainer_fast.ops import batched_siren_mse, siren_values, strainer_mse
 from strainer_fast.ops.dispatch import PRECISIONS, triton_missing
 
@@ -59,7 +54,7 @@ CASES = (
     Case("178x178, 5x256, 10 heads", 178, 256, 6, num_signals=10, channels=3),
     Case("64 networks 3x32, 28x28", 28, 32, 4, num_signals=64, independent=True, channels=3, quick=True),
     Case("64 networks 3x64, 32x32", 32, 64, 4, num_signals=64, independent=True, channels=3),
-    Case("512x512, 5x256", 512, 256, 6, channels=3, suite="sizes"),
+    Case("512x512, 5x256", 512, 256, 6, channels=3, table="sizes"),
 )
 
 LAYERS = (124 * 256, 256, (3, 30))
@@ -91,7 +86,7 @@ def by_triton(problem: Problem, precision: str) -> Named:
         total = losses.sum()
     else:
         total, losses = strainer_mse(*arguments, **how)
-    return named(losses.detach(), torch.autograd.grad(total, p.parameters))
+    return named((losses.detach(), list(torch.autograd.grad(total, p.parameters))))
 
 
 @contextmanager
@@ -148,7 +143,7 @@ def step_rows(
                 stepping = way.build(problem, precision)
                 # Copies: later steps write their losses and gradients to the same place.
                 first = stepping.step().clone()
-                got = named(first, [g.detach().clone() for g in stepping.gradients()])
+                got = named((first, [g.detach().clone() for g in stepping.gradients()]))
                 got |= {name: first if i == 0 else stepping.step().clone() for i, name in enumerate(exact.losses)}
                 return judge(got, exact.first | exact.losses, precision) | {"call": stepping.step}
 

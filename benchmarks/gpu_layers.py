@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from strainer_fast.benchmarks.gpu_parts import GRAPHED, Bench, Call, Named, Row, Rows, attempt, judge, matmul, timed
+from strainer_fast.benchmarks.gpu_parts import GRAPHED, Bench, matmul, timed
+from strainer_fast.benchmarks.harness import Call, Named, Row, Rows, attempt, judge
 
 
 @dataclass(frozen=True)

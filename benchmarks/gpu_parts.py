@@ -6,8 +6,6 @@ Nothing here needs a GPU but `cuda_clock`, `cuda_record` and the peers in a CUDA
 from __future__ import annotations
 
 import math
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,36 +16,30 @@ from torch import Tensor
 
 import strainer_fast as sf
 from strainer_fast import reference
-from strainer_fast.benchmarks.cases import Case, Problem
-from strainer_fast.benchmarks.harness import CHUNK, truth_of
-
-BOUNDS = {"fp32": 1e-4, "tf32": 16 * 2.0**-11, "fp16": 16 * 2.0**-11, "bf16": 16 * 2.0**-8}
-"""Largest relative error, by norm, against float64; of those that round, 16 times what rounding an operand costs."""
+from strainer_fast.benchmarks.cases import CHUNK, Case, Problem, named, truth_of
+from strainer_fast.benchmarks.harness import (
+    MOST_REPEATS,
+    SAMPLE,
+    Call,
+    Named,
+    Row,
+    Rows,
+    Seconds,
+    attempt,
+    summary,
+)
 
 LEARNING_RATE, STEPS = 1e-4, 4
 """Of the steps that are compared: a CUDA graph replays from the second on."""
 
-ROUNDS, SAMPLE, MOST_REPEATS = 20, 3e-3, 200
-"""Interleaved rounds; in each, a call repeats until it takes about SAMPLE seconds, at most so often."""
+ROUNDS = 20
+"""Interleaved."""
 
 GRAPHED = 20
 """Launches of one kernel in a CUDA graph, when it is timed on its own."""
 
-Call = Callable[[], object]
-Row = dict[str, Any]
-Rows = list[Row]
-Named = dict[str, Tensor]
-Seconds = tuple[float, float, float]
-"""Median, p20, p80."""
 Clock = Callable[[Sequence[Call]], list[Seconds]]
 """Seconds of each of some calls, measured in turn, round by round."""
-
-
-def summary(samples: Sequence[float]) -> Seconds:
-    """Median, p20 and p80."""
-    ordered = sorted(samples)
-    low, high = (ordered[round(q * (len(ordered) - 1))] for q in (0.2, 0.8))
-    return statistics.median(ordered), low, high
 
 
 def cuda_clock(calls: Sequence[Call], rounds: int = ROUNDS) -> list[Seconds]:
@@ -105,23 +97,6 @@ class Bench:
         return run() | {"peak_mb": (torch.cuda.max_memory_allocated() - before) / 1e6}
 
 
-def attempt(run: Callable[[], Row]) -> Row:
-    """What `run` gives and how long it took, compiling included; for whatever fails, a row that says so."""
-    begin = time.perf_counter()
-    try:
-        found = run()
-    except Exception as error:  # the other rows are worth having whatever it is
-        first = (str(error).strip().splitlines() or [""])[0]
-        return {"right": False, "refused": f"cannot run: {type(error).__name__}: {first}"}
-    found["first_s"] = time.perf_counter() - begin
-    if found.get("right", True):
-        return found
-    found["refused"] = f"{found['where']} off by {found['error']:.1e}, bound {found['bound']:.1e}"
-    if not math.isfinite(found["error"]):  # which JSON has no word for
-        found["error"] = None
-    return found
-
-
 def timed(rows: Rows, calls: Sequence[Callable[[], object]], bench: Bench, share: int = 1) -> None:
     """Measure calls in turn and put milliseconds into their rows; or why it could not be done."""
     found = attempt(lambda: {"seconds": bench.clock(calls)})
@@ -133,22 +108,6 @@ def timed(rows: Rows, calls: Sequence[Callable[[], object]], bench: Bench, share
         row.update(zip(("median_ms", "p20_ms", "p80_ms"), (1e3 * s / share for s in seconds), strict=True))
 
 
-def relative(got: Tensor, want: Tensor) -> float:
-    """Error by norm; infinity for NaN and other shapes."""
-    if got.shape != want.shape:
-        return math.inf
-    error = float((got.double() - want.double()).norm() / want.double().norm().clamp_min(1e-30))
-    return error if math.isfinite(error) else math.inf
-
-
-def judge(got: Named, want: Named, precision: str) -> Row:
-    """The worst of all errors, where it is, and whether it is within the bound."""
-    errors = {name: relative(got[name], tensor) for name, tensor in want.items()}
-    where = max(errors, key=lambda name: errors[name])
-    error, bound = errors[where], BOUNDS[precision]
-    return {"right": error <= bound, "error": error, "bound": bound, "where": where}
-
-
 @dataclass(frozen=True)
 class Truth:
     """A problem's results in float64."""
@@ -158,16 +117,9 @@ class Truth:
     values: Named
 
 
-def named(losses: Tensor, gradients: Sequence[Tensor]) -> Named:
-    """Losses and gradients, each with a name."""
-    return {"losses": losses, **{f"gradient {i}": g for i, g in enumerate(gradients)}}
-
-
 def problem_on(case: Case, device: str) -> Problem:
     """A case's tensors there; parameters are leaves."""
-    problem = Problem.of(case)
-    parameters = [p.detach().to(device).requires_grad_() for p in problem.parameters]
-    return Problem(problem.points.to(device), problem.values.to(device), parameters, problem.omegas)
+    return Problem.of(case, device)
 
 
 def leaves(problem: Problem) -> list[Tensor]:
@@ -186,10 +138,10 @@ def truth(problem: Problem) -> Truth:
             p.grad = g.clone()
         adam.step()
     start = [p.detach().double() for p in problem.parameters]
-    chunks = problem.points.double().split(CHUNK)
+    chunks = torch.split(problem.points.double(), CHUNK)
     values = torch.cat([reference.siren(c, start[::2], start[1::2], problem.omegas) for c in chunks], dim=-2)
     losses = {f"losses of step {k}": result[0] for k, result in enumerate(results)}
-    return Truth(named(*results[0]), losses, {"values": values})
+    return Truth(named(results[0]), losses, {"values": values})
 
 
 @contextmanager
@@ -240,15 +192,15 @@ def ours(problem: Problem, precision: str) -> Stepping:
     return Stepping(step, gradients)
 
 
-def pytorch(problem: Problem, precision: str, *, compiled: bool = False, graph: bool = False) -> Stepping:
-    """Autograd and PyTorch's fused Adam; forward and loss compiled where asked, the whole step in a CUDA graph."""
+def pytorch(problem: Problem, precision: str, *, compiled: str | None = None, graph: bool = False) -> Stepping:
+    """Autograd and PyTorch's fused Adam; forward and loss compiled in a mode, the whole step in a CUDA graph."""
     parameters, omegas = leaves(problem), problem.omegas
     adam = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True, capturable=graph)
 
     def losses_of(points: Tensor, values: Tensor, *parameters: Tensor) -> Tensor:
         return reference.mse(reference.siren(points, parameters[::2], parameters[1::2], omegas), values)
 
-    forward = torch.compile(losses_of, fullgraph=True) if compiled else losses_of
+    forward = losses_of if compiled is None else torch.compile(losses_of, fullgraph=True, mode=compiled)
 
     def step() -> Tensor:
         with matmul(precision):
@@ -303,13 +255,18 @@ class Provider:
 def providers(case: Case, quick: bool) -> list[Provider]:
     """Ours first; torch.compile is left out of large cases and of --quick, for it takes half a minute each."""
     found = [Provider("strainer_fast", ours)]
-    ways: dict[str, dict[str, bool]] = {"autograd": {}, "autograd, CUDA graph": {"graph": True}}
-    if case.suite == "step" and not quick:
-        ways |= {"torch.compile": {"compiled": True}, "torch.compile, CUDA graph": {"compiled": True, "graph": True}}
+    ways: dict[str, dict[str, Any]] = {"autograd": {}, "autograd, CUDA graph": {"graph": True}}
+    if case.table == "step" and not quick:
+        ways |= {
+            "torch.compile": {"compiled": "default"},
+            "torch.compile, CUDA graph": {"compiled": "default", "graph": True},
+            # Its own CUDA graphs would leave out the optimiser.
+            "torch.compile max-autotune, CUDA graph": {"compiled": "max-autotune-no-cudagraphs", "graph": True},
+        }
     for name, how in ways.items():
         for precision in ("fp32", "tf32"):
 
-            def build(problem: Problem, precision: str, how: dict[str, bool] = how) -> Stepping:
+            def build(problem: Problem, precision: str, how: dict[str, Any] = how) -> Stepping:
                 return pytorch(problem, precision, **how)
 
             found.append(Provider(f"{name} + fused Adam", build, precision))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from strainer_fast.benchmarks import harness
+from strainer_fast.benchmarks.tables import named_provider, spread, table
 
 Rows = Sequence[dict[str, Any]]
 
@@ -33,20 +34,6 @@ def machine(device: str) -> dict[str, Any]:
         said = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
         found["driver"], found["most_clock"] = said.split(", ")
     return found
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def spread(row: dict[str, Any], unit: float = 1.0) -> str:
-    """Median (p20 to p80), three digits; nothing for a row that was refused."""
-    if "median_ms" not in row:
-        return "-"
-    median, low, high = (f"{unit * row[name]:.3g}" for name in ("median_ms", "p20_ms", "p80_ms"))
-    return f"{median} ({low} to {high})"
 
 
 def _error(row: dict[str, Any]) -> str:
@@ -74,7 +61,7 @@ def times(rows: Rows, what: str, unit: str = "ms") -> str:
     factor = 1e3 if unit == "us" else 1.0
     lines = []
     for r in rows:
-        cells = [r["case"], _name(r), r["precision"], spread(r, factor)]
+        cells = [r["case"], named_provider(r), r["precision"], spread(r, factor)]
         median = r.get("median_ms")
         cells.append(f"{r['flops'] / median / 1e9:.3g}" if median and "flops" in r else "-")
         cells += [f"{r['peak_mb']:.0f}" if "peak_mb" in r else "-", _error(r), r.get("refused", ""), _compiling(r)]
@@ -88,7 +75,7 @@ def fits(rows: Rows) -> str:
     """Fits per second."""
     lines = [
         [
-            *(r["case"], _name(r), r["precision"]),
+            *(r["case"], named_provider(r), r["precision"]),
             f"{r['fits_per_s']:.3g}" if "fits_per_s" in r else "-",
             *(spread(r), _error(r), r.get("refused", "")),
         ]
@@ -122,10 +109,6 @@ def _predicted(row: dict[str, Any]) -> tuple[str, str]:
     if predicted is None:
         return "-", "-"
     return f"{1e3 * predicted:.3g}", f"{row['median_ms'] / predicted:.2f}"
-
-
-def _name(row: dict[str, Any]) -> str:
-    return f"**{row['provider']}**" if row["provider"] == "strainer_fast" else str(row["provider"])
 
 
 def markdown(found: dict[str, Any]) -> str:

@@ -30,8 +30,8 @@ OURS = "strainer_fast"
 BOUNDS = {"fp32": 1e-4, "tf32": 16 * 2.0**-11, "fp16": 16 * 2.0**-11, "bf16": 16 * 2.0**-8}
 """Largest relative error, by norm, against float64; of those that round, 16 times what rounding an operand costs."""
 
-SAMPLE, MOST_REPEATS = 3e-3, 200
-"""In a round a call repeats until it takes about SAMPLE seconds, at most so often."""
+SAMPLE, MOST_REPEATS, SLOW = 3e-3, 200, 2.0
+"""In a round a call repeats until it takes about SAMPLE seconds, at most so often; what took SLOW seconds does not."""
 
 Call = Callable[[], object]
 Row = dict[str, Any]
@@ -190,7 +190,8 @@ def measure(
             going[provider.name] = running
             if memory and running.seconds is None:
                 row["peak_mb"] = peak_megabytes(running.call, device)
-        samples = interleaved(benchmark, going, rounds, device) if OURS in going else {}
+        first_s = {row["provider"]: row["first_s"] for row in rows if row["provider"] in going}
+        samples = interleaved(benchmark, going, first_s, rounds, device) if OURS in going else {}
         rate = statistics.median(samples.pop("sgemm", [math.nan]))
         for row in rows:
             if row["provider"] in samples:
@@ -215,7 +216,9 @@ def timing(samples: Sequence[float], sgemm_gflops: float) -> Row:
     }
 
 
-def interleaved(benchmark: Any, going: Mapping[str, Running], rounds: int, device: str) -> dict[str, list[float]]:
+def interleaved(
+    benchmark: Any, going: Mapping[str, Running], first: Mapping[str, float], rounds: int, device: str
+) -> dict[str, list[float]]:
     """Seconds of a call of each, round by round, and the machine's rate of products in each round as "sgemm"."""
 
     def once(call: Call, repeats: int) -> float:
@@ -229,8 +232,8 @@ def interleaved(benchmark: Any, going: Mapping[str, Running], rounds: int, devic
     repeats = {}
     for name, running in going.items():
         if running.seconds is None:
-            once(running.call, 1)
-            repeats[name] = max(1, min(MOST_REPEATS, math.ceil(SAMPLE / max(once(running.call, 1), 1e-6))))
+            seconds = math.inf if first[name] > SLOW else min(once(running.call, 1) for _ in range(2))
+            repeats[name] = max(1, min(MOST_REPEATS, math.ceil(SAMPLE / max(seconds, 1e-6))))
     samples: dict[str, list[float]] = {"sgemm": [], **{name: [] for name in going}}
     rate = sgemm(device)
 

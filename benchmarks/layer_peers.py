@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 import strainer_fast as sf
@@ -122,10 +123,12 @@ def layers_in_a_loop(kind: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tens
 
 def by_vmap(kind: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """torch.func.vmap of one layer."""
-    return torch.func.vmap(lambda *each: reference.sine_linear(*each, OMEGA))(x, weight, bias)
+    return torch.func.vmap(lambda x, weight, bias: reference.sine_linear(x, weight, bias, OMEGA))(x, weight, bias)
 
 
-def _running(layer: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor, bias: Tensor, problem: LayerProblem) -> Running:
+def _running(
+    layer: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor, bias: Tensor, problem: LayerProblem
+) -> Running:
     def results() -> Named:
         y = layer(x)
         gradients = torch.autograd.grad(y, (x, weight, bias), problem.upstream)
@@ -147,7 +150,7 @@ def of_function(
 def ours(problem: LayerProblem) -> Running:
     """The module that people import."""
     case, device = problem.case, problem.x.device
-    layers: dict[str, Callable[[], nn.Module]] = {
+    layers: dict[str, Callable[[], Any]] = {
         "sine": lambda: sf.SineLinear(case.inputs, case.outputs, omega=OMEGA, device=device),
         "heads": lambda: sf.MultiHeadLinear(case.number, case.inputs, case.outputs, device=device),
         "stack": lambda: sf.BatchedSineLinear(case.number, case.inputs, case.outputs, omega=OMEGA, device=device),
@@ -163,7 +166,7 @@ def siren_pytorch(problem: LayerProblem) -> Running:
     return _of_module(layer.to(problem.x.device), problem)
 
 
-def _of_module(module: nn.Module, problem: LayerProblem) -> Running:
+def _of_module(module: Any, problem: LayerProblem) -> Running:
     with torch.no_grad():
         module.weight.copy_(problem.weight)
         module.bias.copy_(problem.bias)

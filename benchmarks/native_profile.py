@@ -12,14 +12,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import torch
 
 from strainer_fast.benchmarks.cases import CASES, Problem
-from strainer_fast.benchmarks.fits import FIT_CASES, ours
-from strainer_fast.benchmarks.providers import ours as step_of
+from strainer_fast.benchmarks.datasets import providers
+from strainer_fast.benchmarks.datasets.cases import CASES as SETS
+from strainer_fast.benchmarks.step_peers import ours as step_of
+
+FITS = "28x28 digits, 3x32"
 
 PARTS = {  # function in kernels/cpu/tile.inl -> what it does
     "forward_panel": "forward products, bias, sine and cosine",
@@ -37,7 +40,8 @@ def run(what: str) -> None:
     """The work that is profiled, on one thread."""
     torch.set_num_threads(1)
     if what == "fits":
-        ours(FIT_CASES[0])(256)
+        case = SETS[FITS]
+        providers.ours(case, None)(case.images()[:256])
     else:
         step = step_of(Problem.of(next(c for c in CASES if c.name == "178x178, 5x256")))
         for _ in range(20):
@@ -48,7 +52,8 @@ def shares(what: str) -> Counter[str]:
     """Share of the engine's samples by part, in percent."""
     with tempfile.TemporaryDirectory() as folder:
         data = str(Path(folder) / "perf.data")
-        command = ["perf", "record", "-q", "-o", data, sys.executable, "-m", "benchmarks.native_profile", "--run", what]
+        me = [sys.executable, "-m", "strainer_fast.benchmarks.native_profile", "--run", what]
+        command = ["perf", "record", "-q", "-o", data, *me]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         report = subprocess.run(
             ["perf", "report", "-i", data, "--stdio", "--sort", "dso,symbol"],
@@ -74,7 +79,7 @@ def main() -> None:
         return
     if shutil.which("perf") is None:
         sys.exit("perf: not found. It comes with the kernel's tools (linux-perf, linux-tools).")
-    for what, title in (("step", "a step of 178x178, 5x256"), ("fits", f"fits of {FIT_CASES[0].name}")):
+    for what, title in (("step", "a step of 178x178, 5x256"), ("fits", f"fits of {FITS}")):
         print(f"{title}, one thread, percent of the engine's samples:")
         for part, share in shares(what).most_common():
             print(f"  {share:5.1f}  {part}")

@@ -18,9 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from strainer_fast.benchmarks.cases import CASES, Case, Problem
-from strainer_fast.benchmarks.harness import check_parity, machine, sgemm, truth_of
-from strainer_fast.benchmarks.providers import Result, Step, eager, ours
+from strainer_fast.benchmarks.cases import CASES, Case, Problem, Result, named, truth_of
+from strainer_fast.benchmarks.harness import ParityError, judge, machine, sgemm
+from strainer_fast.benchmarks.step_peers import Step, fused, ours
 from strainer_fast.kernels import cpu
 from strainer_fast.kernels.cpu import loading
 from strainer_fast.ops import native, tiled
@@ -155,11 +155,17 @@ def main() -> None:
     case = next(c for c in CASES if c.name == "178x178, 5x256")
     torch.set_num_threads(case.threads)
     problem = Problem.of(case)
-    truth = truth_of(problem)
+    truth = named(truth_of(problem))
+
+    def check_parity(name: str, result: Result) -> None:
+        found = judge(named(result), truth)
+        if not found["right"]:
+            raise ParityError(f"{name}: {found['where']} off by {found['error']:.1e}")
+
     shared: dict[str, Step] = {f"threaded products, tiles of {t}": threaded_products(problem, t) for t in TILES}
-    shared["autograd eager"] = eager(problem)
+    shared["autograd eager"] = fused(problem)
     for name, step in shared.items():
-        check_parity(name, step(), truth)
+        check_parity(name, step())
     print(f"{machine()['cpu']}, torch {torch.__version__}; sgemm {sgemm()():.0f} GFLOP/s")
     if arguments.profile:
         profile(threaded_products(problem, 1024))
@@ -172,7 +178,7 @@ def main() -> None:
             f"a tile of {t} per thread": tile_per_thread(problem, t, pool, case.threads) for t in TILES_PER_THREAD
         }
         for name, step in alone.items():
-            check_parity(name, step(), truth)
+            check_parity(name, step())
         found |= measure(alone, arguments.rounds)
     for name, milliseconds in sorted(found.items(), key=lambda item: item[1]):
         print(f"{milliseconds:8.1f} ms  {case.flops / milliseconds / 1e6:5.0f} GFLOP/s  {name}")

@@ -59,7 +59,10 @@ def heads_in_a_loop(problem: Problem) -> Step:
     the loss in every step, for which a GPU has to be waited for."""
     p = problem
     body, (weights, biases) = p.parameters[:-2], p.parameters[-2:]
-    heads = [(w.detach().clone().requires_grad_(), b.detach().clone().requires_grad_()) for w, b in zip(weights, biases, strict=True)]
+    heads = [
+        (w.detach().clone().requires_grad_(), b.detach().clone().requires_grad_())
+        for w, b in zip(weights, biases, strict=True)
+    ]
     leaves = [*body, *(t for head in heads for t in head)]
 
     def step() -> Result:

@@ -9,6 +9,7 @@ import sys
 
 import typer
 
+from strainer_fast.cli.bench import bench
 from strainer_fast.cli.demo import demo
 from strainer_fast.cli.doctor import doctor
 from strainer_fast.cli.fit import fit
@@ -27,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, pretrain, fit, fit_dataset, verify, export, recipes, render, inspect, doctor):
+for verb in (demo, pretrain, fit, fit_dataset, verify, export, recipes, render, inspect, doctor, bench):
     app.command()(verb)
 
 

@@ -56,7 +56,8 @@ def write_previews(result: FitResult, signals: Sequence[Signal], folder: Path) -
         panels = np.concatenate([quantised(t[..., :colour], 8) for t in (truth, rendered, error)], axis=1)
         paths.append(folder / PREVIEWS / f"{fitted.name}.png")
         with atomic_writer(paths[-1]) as file:
-            write_png(file, [panels], *panels.shape, 8)
+            height, width, channels = panels.shape
+            write_png(file, [panels], height, width, channels, 8)
     return paths
 
 

@@ -61,8 +61,8 @@ def render_to(
     """Evaluate a network on a regular grid into a file, whole or not at all; memory does not grow with the grid.
 
     Args:
-        path: its suffix says what is written. .png: values clamped to [0, 1] and rounded to `bits`, for images of 1 to 4
-            channels. .npy: an array [*size, C] of float32 as it is.
+        path: its suffix says what is written. .png: values clamped to [0, 1] and rounded to `bits`, for images of 1 to
+            4 channels. .npy: an array [*size, C] of float32 as it is.
         network, size, window: as in `render`.
         bits: 8 or 16 a channel, of a PNG.
 
@@ -95,7 +95,8 @@ def quantised(values: Tensor, bits: int) -> NDArray[np.unsignedinteger]:  # [...
 
 
 def _write_png(file: IO[bytes], strips: Iterator[Tensor], shape: Sequence[int], channels: int, bits: int) -> None:
-    write_png(file, (quantised(strip, bits) for strip in strips), *shape, channels, bits)
+    height, width = shape
+    write_png(file, (quantised(strip, bits) for strip in strips), height, width, channels, bits)
 
 
 def _write_npy(file: IO[bytes], strips: Iterator[Tensor], shape: Sequence[int], channels: int, bits: int) -> None:

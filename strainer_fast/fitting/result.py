@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from strainer_fast._checks import bad_input, check_count
+from strainer_fast._checks import check_count
 from strainer_fast._files import Shapes, read_tensors, write_tensors
 from strainer_fast.fitting.record import Curve
 from strainer_fast.fitting.rendering import render, render_to
