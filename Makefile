@@ -6,10 +6,9 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest -q
 LINKS := strainer_fast/kernels strainer_fast/benchmarks
 ENGINE := $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h kernels/cpu/*.inl)
-# Compilers of other packages warn about themselves, which is not for us to judge.
-BENCH := mkdir -p benchmarks/results && $(PYTEST) benchmarks -W ignore --benchmark-columns=median,rounds
+RUN := benchmarks/results/latest
 
-.PHONY: demo test test-main test-interpreter test-aot test-sanitized test-oldest test-gpu aot tune bench-gpu check check-long lint bench bench-quick keep-bench ten-thousand readme-table dev clean
+.PHONY: demo test test-main test-interpreter test-aot test-sanitized test-oldest test-gpu aot tune bench-gpu check check-long lint bench bench-quick keep-bench ten-thousand dev clean
 
 demo: $(STAMP)
 	$(BIN)/strainer-fast demo --out demo
@@ -52,21 +51,17 @@ test-sanitized:
 	$(ENGINE_TEST) -fsanitize=thread -o build/engine_test_threads
 	./build/engine_test_threads
 
+# All suites beside their peers, some 25 minutes: open benchmarks/results/latest/report.html.
 bench: $(STAMP)
-	$(BENCH) --benchmark-json=benchmarks/results/latest.json
-	$(BIN)/python -m strainer_fast.benchmarks.report benchmarks/results/latest.json
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt mlxtend jax siren-pytorch
+	$(BIN)/strainer-fast bench --out $(RUN)
 
 bench-quick: $(STAMP)
-	$(BENCH) -m quick --benchmark-json=benchmarks/results/quick.json
-	$(BIN)/python -m strainer_fast.benchmarks.report benchmarks/results/quick.json
+	$(BIN)/strainer-fast bench --quick --out benchmarks/results/quick
 
-# The measured rows of the last `make bench`, and README's table from them.
+# The last `make bench` as the committed one: rows, tables in README and docs, plots.
 keep-bench: $(STAMP)
-	$(BIN)/python -m strainer_fast.benchmarks.report benchmarks/results/latest.json --keep benchmarks/results/cpu.json
-	$(MAKE) readme-table
-
-readme-table: $(STAMP)
-	$(BIN)/python -m strainer_fast.benchmarks.report benchmarks/results/cpu.json --update README.md docs/native.md
+	$(BIN)/python -m strainer_fast.benchmarks.publish $(RUN)
 
 # 10,000 digits fitted by a process that is killed three times, resumed, verified.
 ten-thousand: $(STAMP)
@@ -82,7 +77,7 @@ tune: $(STAMP)
 	$(BIN)/python -m strainer_fast.kernels.tune
 
 bench-gpu: $(STAMP)
-	$(BIN)/python -m strainer_fast.benchmarks.gpu
+	$(BIN)/strainer-fast bench --device cuda --out benchmarks/results/gpu-latest
 
 test-gpu: $(STAMP)
 	$(PYTEST) -m gpu tests/gpu

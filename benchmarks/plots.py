@@ -20,6 +20,10 @@ SIZE = (4.6, 3.1)
 """Inches: as wide as a phone, so that letters stay readable there."""
 
 
+WIDE = 500
+"""Largest over smallest value of an axis from which only powers of ten have labels."""
+
+
 @dataclass(frozen=True)
 class Plot:
     """Lines over an axis.
@@ -57,7 +61,6 @@ def plots(document: dict[str, Any]) -> list[Plot]:
         return [r for r in rows if r["suite"] == suite and all(r.get(k) == v for k, v in fields.items())]
 
     sizes = [r for r in of("step", table="sizes", threads=2) if r["axes"]["width"] == 256]
-    sizes += [r for r in of("step", table="step", threads=2) if r["case"] == "178x178, 5x256"]
     widths = [r for r in of("step", table="sizes", threads=2) if r["axes"]["points"] == 178**2]
     sine = [r for r in of("layers", table="sine") if r["axes"]["width"] == 256]
     render = [r for r in of("render") if "crop" not in r["case"]]
@@ -86,16 +89,25 @@ def plots(document: dict[str, Any]) -> list[Plot]:
     for data in dict.fromkeys(r["data"] for r in of("dataset")):
         for target in dict.fromkeys(r["target"] for r in of("dataset", data=data)):
             until = "fixed steps" if target is None else f"until {target:.0f} dB"
-            name = f"fits-{data.split()[1]}-{'steps' if target is None else f'{target:.0f}dB'}"
+            name = f"fits-{data.split(',')[0].split()[-1]}-{'steps' if target is None else f'{target:.0f}dB'}"
             lines = _lines(of("dataset", data=data, target=target), "signals", lambda r: 1e3 / r["median_ms"])
             found.append(Plot(name, f"Fits per second: {data}, {until}", lines, "signals", "fits/s"))
     return [plot for plot in found if plot.lines]
+
+
+def short(value: float) -> str:
+    """2k for 2000, 1M for a million."""
+    for unit, letter in ((1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:g}{letter}"
+    return f"{value:g}"
 
 
 def svg(plot: Plot, theme: str) -> str:
     """One plot; letters are text, so that they can be read aloud and stay sharp."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     colours: dict[str, Any] = THEMES[theme]
     # The same file for the same numbers: no date, no random identifiers.
@@ -109,11 +121,15 @@ def svg(plot: Plot, theme: str) -> str:
             if len(points) <= 12:
                 style |= {"marker": "o", "ms": 4 if ours else 3}
             axes.plot(*zip(*points, strict=True), label=provider, zorder=3 if ours else 2, **style)
-        if "x" in plot.log:
-            axes.set_xscale("log")
-        if "y" in plot.log:
-            axes.set_yscale("log")
-        elif plot.y != "PSNR dB":
+        values = dict(zip("xy", zip(*(p for line in plot.lines.values() for p in line), strict=True), strict=True))
+        span = {letter: max(each) / max(min(each), 1e-9) for letter, each in values.items()}
+        for letter, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
+            if letter in plot.log:
+                axes.set(**{f"{letter}scale": "log"})
+                axis.set_major_locator(LogLocator(subs=(1,) if span[letter] > WIDE else (1, 2, 5), numticks=8))
+                axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+                axis.set_minor_formatter(NullFormatter())
+        if "y" not in plot.log and plot.y != "PSNR dB":
             axes.set_ylim(bottom=0)
         axes.set(xlabel=plot.x, ylabel=plot.y)
         axes.grid(color=colours["grid"], lw=0.6)

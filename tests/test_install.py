@@ -24,9 +24,11 @@ def source(folder: Path) -> Path:
     for name in FILES:
         shutil.copy(ROOT / name, folder / name)
     ignore = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info")
-    shutil.copytree(ROOT / "kernels", folder / "kernels", ignore=ignore)
+    for name in ("kernels", "benchmarks"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    links = {"kernels", "benchmarks"}
     shutil.copytree(
-        ROOT / "strainer_fast", folder / "strainer_fast", ignore=lambda d, n: {*ignore(d, n), "kernels"} & set(n)
+        ROOT / "strainer_fast", folder / "strainer_fast", ignore=lambda d, n: {*ignore(d, n), *links} & set(n)
     )
     return folder
 
@@ -57,6 +59,7 @@ def test_with_a_compiler(tmp_path: Path) -> None:
         pytest.skip("not run: no g++ here")
     names, printed = installed(tmp_path)
     assert any("kernels/cpu/_engine" in name for name in names)
+    assert {"strainer_fast/benchmarks/run.py", "strainer_fast/benchmarks/datasets/cases.py"} <= set(names)
     assert not any(name.endswith((".cpp", ".h", ".inl")) for name in names)
     assert printed.split()[0] in ("avx512", "avx2", "portable")
     assert "fit_small" in printed

@@ -31,7 +31,7 @@ def test_providers_reach_the_same(target: float | None) -> None:
 
 
 def test_jax_reaches_the_same() -> None:
-    pytest.importorskip("jax", reason="not run: the extra jax is not installed")
+    pytest.importorskip("jax", reason="not run: the extra peers is not installed")
     for target in (None, 15.0):
         peer = providers.Jax(CASE, target)
         found = {bench.LOOP: providers.loop(CASE, target)(_scans()[:3]), "JAX vmap": peer(_scans()[:3])}
