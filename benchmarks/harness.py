@@ -297,7 +297,7 @@ def machine(device: str = "cpu") -> dict[str, str]:
         cpu = re.findall(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())[0]
     git = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
+        cwd=Path(__file__).resolve().parent,
         capture_output=True,
         text=True,
         check=False,

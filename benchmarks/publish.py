@@ -18,7 +18,7 @@ from strainer_fast.benchmarks.plots import THEMES, plots, svg
 from strainer_fast.benchmarks.run import load
 from strainer_fast.benchmarks.tables import SUITES, suite_table, table, where
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/native.md", "docs/speed.md")
 TABLES = {**{suite: (suite, None) for suite in SUITES}, "step": ("step", "step"), "sizes": ("step", "sizes")}
 """Name between markers -> suite, and which of its tables."""

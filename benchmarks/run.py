@@ -18,7 +18,7 @@ from strainer_fast.benchmarks.page import page
 from strainer_fast.benchmarks.tables import SUITES, markdown
 
 FORMAT = 1
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).resolve().parent
 JSON, MARKDOWN, PAGE = "bench.json", "report.md", "report.html"
 NO_TESTS = 5
 """pytest's exit code where it had nothing to run."""

@@ -29,7 +29,7 @@ from strainer_fast.benchmarks.harness import ParityError, machine
 from strainer_fast.benchmarks.time_to_psnr.__main__ import append, read_rows
 from strainer_fast.benchmarks.time_to_psnr.report import replace_between
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 ROWS = ROOT / "benchmarks" / "results" / "datasets.jsonl"
 DOCUMENT = ROOT / "docs" / "datasets.md"
 ROUNDS = 3

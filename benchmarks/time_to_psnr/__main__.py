@@ -31,7 +31,7 @@ from strainer_fast.benchmarks.harness import machine
 from strainer_fast.benchmarks.time_to_psnr.domains import DOMAINS, REPORT_SIZE, SEARCH_SIZE, training_signals
 from strainer_fast.benchmarks.time_to_psnr.methods import PRIORS, REPORTED, SEARCHED, SIREN_GRID, SMALL, Method, Source
 
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 ENCODERS = RESULTS / "encoders"
 FILES = {name: f"psnr-{name}.jsonl" for name in ("search", "grid", "small", "report")}
 DENOISING = RESULTS / "psnr-denoising.jsonl"

@@ -23,7 +23,7 @@ from strainer_fast.benchmarks.time_to_psnr.__main__ import (
 from strainer_fast.benchmarks.time_to_psnr.domains import SEARCH_SIZE
 from strainer_fast.benchmarks.time_to_psnr.methods import REPORTED, Method
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "recipes.md"
 SUMMARY = RESULTS / "time-to-psnr.json"
 PICTURES = ROOT / "docs" / "pictures"
