@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from strainer_fast.benchmarks import gpu, gpu_layers, gpu_parts, gpu_tables
+from strainer_fast.benchmarks import gpu, gpu_layers, gpu_parts, gpu_tables, harness
 from strainer_fast.benchmarks.cases import Case, Problem
 from strainer_fast.benchmarks.gpu_parts import Bench, Provider, Stepping
 
@@ -80,7 +80,7 @@ def test_what_is_not_finite_or_of_another_shape_is_wrong() -> None:
         ({"gradient 0": torch.ones(3, 2)}, "gradient 0"),
         ({"gradient 0": torch.tensor(torch.inf).expand(2, 3)}, "gradient 0"),
     ):
-        row = gpu_parts.attempt(lambda got=got: gpu_parts.judge(want | got, want, "bf16"))
+        row = harness.attempt(lambda got=got: harness.judge(want | got, want, "bf16"))
         assert row["refused"] == f"{where} off by inf, bound 6.2e-02"
         assert json.loads(json.dumps(row, allow_nan=False))["error"] is None
 
@@ -145,7 +145,7 @@ def test_layers(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_clock_sums_up() -> None:
-    assert gpu_parts.summary([5.0, 1.0, 3.0, 2.0, 4.0, 6.0]) == (3.5, 2.0, 5.0)
+    assert harness.summary([5.0, 1.0, 3.0, 2.0, 4.0, 6.0]) == (3.5, 2.0, 5.0)
 
 
 WITHOUT_A_GPU = """
