@@ -16,6 +16,8 @@ from typing import Any
 
 CHIPS, QUICK_CHIPS = ("sm_80", "sm_90", "sm_100"), ("sm_90",)
 PRECISIONS = ("fp16",)
+STEP = "178x178, 5x256"
+"""The case of benchmarks/gpu.py that the predicted step is."""
 CASES = ("step", "step-strainer", "step-stacked")
 
 _PREDICT = """
@@ -55,13 +57,15 @@ def measured(quick: bool, device: str, out: Path) -> dict[str, Any] | None:
     return found
 
 
-def measured_us(document: dict[str, Any], chip: str, kernel: int) -> float | None:
-    """What a launch of the first case's step took on this chip, in microseconds; None where nobody measured it."""
-    found = (document.get("kernels") or {}).get("measured") or {}
-    for row in found.get("predictions", ()):
-        if row.get("chip") == chip and row.get("precision") == PRECISIONS[0] and "refused" not in row:
-            time = row["kernels"][kernel].get("median_ms") if kernel < len(row["kernels"]) else None
-            return None if time is None else 1e3 * time
+def measured_us(document: dict[str, Any], chip: str, launch: int) -> float | None:
+    """What a launch of STEP took on this chip, in microseconds; None where nobody measured that kernel there."""
+    kernels = document["kernels"]
+    for row in (kernels["measured"] or {}).get("predictions", ()):
+        about = row["case"], row.get("chip"), row["precision"]
+        if about == (STEP, chip, PRECISIONS[0]) and launch < len(row.get("kernels", ())):
+            found = row["kernels"][launch]
+            same = found["kernel"] == kernels["predicted"][chip][launch]["kernel"]
+            return 1e3 * found["median_ms"] if same and "median_ms" in found else None
     return None
 
 

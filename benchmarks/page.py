@@ -7,7 +7,7 @@ from html import escape
 from importlib.util import find_spec
 from typing import Any
 
-from strainer_fast.benchmarks.kernels_side import PRECISIONS, measured_us
+from strainer_fast.benchmarks.kernels_side import PRECISIONS, STEP, measured_us
 from strainer_fast.benchmarks.plots import plots, svg
 from strainer_fast.benchmarks.tables import SUITES, TITLES, number, suite_table, where
 
@@ -84,9 +84,7 @@ def _kernels(document: dict[str, Any]) -> str:
             rows.append([launch["kernel"], number(predicted), launch["bound"], cell, ratio])
         rows.append(["sum", number(total), "", "", ""])
         headings = ["kernel", "predicted us", "bound by", "measured us", "measured / predicted"]
-        parts.append(
-            f"<h3>A step of 178x178, 5x256 on {escape(chip)}, {PRECISIONS[0]}</h3>{html_table(headings, rows)}"
-        )
+        parts.append(f"<h3>A step of {STEP} on {escape(chip)}, {PRECISIONS[0]}</h3>{html_table(headings, rows)}")
     columns = ("registers", "spilled", "shared", "blocks")
     rows = [
         [

@@ -16,7 +16,7 @@ from typing import Any
 from strainer_fast._files import atomic_writer
 from strainer_fast.benchmarks.plots import THEMES, plots, svg
 from strainer_fast.benchmarks.run import load
-from strainer_fast.benchmarks.tables import SUITES, suite_table, table, where
+from strainer_fast.benchmarks.tables import SUITES, replace_between, suite_table, table, where
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/native.md", "docs/speed.md")
@@ -34,11 +34,8 @@ def marked(name: str, document: dict[str, Any]) -> str:
 def updated(text: str, document: dict[str, Any]) -> str:
     """The page with every table that it has markers of anew."""
     for name in TABLES:
-        begin, end = f"<!-- {name} table: begin -->", f"<!-- {name} table: end -->"
-        found = marked(name, document)
-        if begin in text and found:
-            before, rest = text.split(begin)
-            text = f"{before}{begin}\n{found}\n{end}{rest.split(end)[1]}"
+        if found := marked(name, document):
+            text = replace_between(text, f"{name} table", [found])
     return text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def replace_between(text: str, name: str, lines: Sequence[str]) -> str:
+    """`text` with these lines between the markers of table `name`."""
+    pattern = re.compile(rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)", re.DOTALL)
+    body = "\n".join(lines) + "\n"
+    return pattern.sub(lambda m: f"{m[1]}{body}{m[2]}", text)
 
 
 def spread(row: dict[str, Any], unit: float = 1.0) -> str:

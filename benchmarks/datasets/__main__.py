@@ -26,8 +26,8 @@ import torch
 from strainer_fast.benchmarks.datasets import providers, runs
 from strainer_fast.benchmarks.datasets.cases import CASES, Case
 from strainer_fast.benchmarks.harness import ParityError, machine
+from strainer_fast.benchmarks.tables import replace_between
 from strainer_fast.benchmarks.time_to_psnr.__main__ import append, read_rows
-from strainer_fast.benchmarks.time_to_psnr.report import replace_between
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = ROOT / "benchmarks" / "results" / "datasets.jsonl"

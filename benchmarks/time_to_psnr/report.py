@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from strainer_fast.benchmarks.tables import replace_between
 from strainer_fast.benchmarks.time_to_psnr.__main__ import (
     DENOISING,
     FILES,
@@ -179,13 +179,6 @@ def denoising_table() -> list[str]:
             f"| {name} | {len(own)} | {noisy:.1f} | {median(best):.1f} | {median(at):.0f} | {median(ends):.1f} |"
         )
     return lines
-
-
-def replace_between(text: str, name: str, lines: Sequence[str]) -> str:
-    """`text` with these lines between the markers of table `name`."""
-    pattern = re.compile(rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)", re.DOTALL)
-    body = "\n".join(lines) + "\n"
-    return pattern.sub(lambda m: f"{m[1]}{body}{m[2]}", text)
 
 
 def curves(report: Report, method: Method, in_seconds: bool) -> tuple[Any, Any, Any, Any] | None:

@@ -103,6 +103,7 @@ class Pass {
             const int64_t last = std::min(s_.num_points, blocks_ * (t + 1) / threads_ * kernels_.block);
             kernels_.sweep(&task_, &scratches_[t], first, last, tile_);
         });
+        if (s_.predictions) return;
         const int64_t helpers = threads_ > 4 || sf_pool ? threads_ : 1;  // starting threads may cost more than it saves
         in_parallel(helpers, [&](int64_t t) {
             for (std::size_t i = 0; i < layers_.size(); ++i) {
@@ -113,7 +114,7 @@ class Pass {
                        layers_[i].out * t / helpers, layers_[i].out * (t + 1) / helpers);
             }
         });
-        for (int64_t n = 0; s_.losses && n < signals_; ++n) {
+        for (int64_t n = 0; n < signals_; ++n) {
             s_.losses[signal + n] = 0;
             for (const std::vector<double> &part : losses_) s_.losses[signal + n] += part[n];
         }
@@ -166,9 +167,10 @@ int sf_sweep(const SfSweep *sweep) {
     const SfSweep &s = *sweep;
     const SfKernels *kernels = find_kernels(s.kernels);
     if (!kernels) return 1;
+    const double passes = s.predictions ? 1 : 3;
     double flops = 0;
     for (int64_t i = 0; i < s.num_layers; ++i)
-        flops += (s.predictions ? 2.0 : 6.0) * s.widths[i] * s.widths[i + 1] * (i < s.num_shared ? 1 : s.num_signals) * s.num_points;
+        flops += 2 * passes * s.widths[i] * s.widths[i + 1] * (i < s.num_shared ? 1 : s.num_signals) * s.num_points;
     const int64_t threads = std::max<int64_t>(
         1, std::min<int64_t>(s.threads, static_cast<int64_t>(std::min(flops / flops_per_thread(), 1e6))));
     try {

@@ -107,10 +107,15 @@ def test_the_page_stands_alone() -> None:
 def test_a_gpus_measurements_fill_the_columns() -> None:
     found = document()
     found["kernels"]["measured"] = {
-        "predictions": [{"chip": "sm_90", "precision": "fp16", "kernels": [{"kernel": "forward", "median_ms": 0.006}]}]
+        "predictions": [
+            {"case": case, "chip": "sm_90", "precision": "fp16", "kernels": [{"kernel": "forward", "median_ms": ms}]}
+            for case, ms in (("512x512, 5x256", 9.0), (kernels_side.STEP, 0.006))
+        ]
     }
     assert "<td>forward</td><td>4</td><td>matrix</td><td>6</td><td>1.50</td>" in page(found)
     assert kernels_side.measured_us(found, "sm_80", 0) is None
+    found["kernels"]["predicted"]["sm_90"][0]["kernel"] = "another"  # of another version: nothing to compare
+    assert kernels_side.measured_us(found, "sm_90", 0) is None
 
 
 def test_plots_are_the_same_for_the_same_numbers() -> None:
