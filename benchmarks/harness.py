@@ -73,11 +73,13 @@ class Provider:
         name: unique in its case.
         build: from a suite's problem to the provider at work.
         package: that it needs beside PyTorch; where it is not installed the row says so.
+        gate: from the problem to a gate of its own, for a peer that cannot give what the others do.
     """
 
     name: str
     build: Callable[[Any], Running]
     package: str | None = None
+    gate: Callable[[Any], Gate] | None = None
 
 
 class ParityError(AssertionError):
@@ -181,7 +183,8 @@ def measure(
             def first(provider: Provider = provider) -> Row:
                 running = provider.build(problem)
                 stack.callback(running.close)
-                return gate(running.results()) | {"running": running}
+                own = gate if provider.gate is None else provider.gate(problem)
+                return own(running.results()) | {"running": running}
 
             row |= attempt(first)
             running = row.pop("running", None)

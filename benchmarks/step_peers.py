@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from strainer_fast import reference
-from strainer_fast.benchmarks.cases import Case, Problem, Result, named
-from strainer_fast.benchmarks.harness import OURS, Provider, Running
+from strainer_fast.benchmarks.cases import Case, Problem, Result, named, truth_of
+from strainer_fast.benchmarks.harness import OURS, Gate, Named, Provider, Running, judge
 from strainer_fast.benchmarks.jax_peer import jax_running
 from strainer_fast.ops import choose, losses_and_gradients
 
@@ -139,6 +140,56 @@ def siren_pytorch(problem: Problem) -> Step:
     return step
 
 
+PADDED = 16
+"""tiny-cuda-nn pads inputs (with ones) and outputs to a multiple of this."""
+
+
+def tiny_cuda_nn(problem: Problem) -> Running:
+    """CutlassMLP with Sine of the package tiny-cuda-nn, in half precision: the only one of its networks that has sines.
+
+    It has no biases and no omega: omegas are in the weights, biases are left out (see `without_biases`), and columns
+    for the ones that fill its input are zero.
+    """
+    import tinycudann as package
+
+    p = problem
+    weights = [w.detach() for w in p.parameters[::2]]
+    weights[-1] = weights[-1].reshape(-1, weights[-1].shape[-1])  # [N, C, H] of a single signal
+    channels, width = weights[-1].shape
+    settings = {"otype": "CutlassMLP", "activation": "Sine", "output_activation": "None", "n_neurons": width}
+    network = package.Network(2, channels, settings | {"n_hidden_layers": len(p.omegas)})
+    network.jit_fusion = False
+    shapes = [(width, PADDED), *[(width, width)] * (len(p.omegas) - 1), (-(-channels // PADDED) * PADDED, width)]
+    scales = (*p.omegas, 1.0)
+    with torch.no_grad():
+        folded = [torch.zeros(shape, device=p.points.device) for shape in shapes]
+        for whole, weight, scale in zip(folded, weights, scales, strict=True):
+            whole[: weight.shape[0], : weight.shape[1]] = scale * weight
+        network.params.copy_(torch.cat([whole.flatten() for whole in folded]))
+
+    def step() -> tuple[Tensor, Tensor]:
+        loss = nn.functional.mse_loss(network(p.points).float(), p.values[0])
+        return loss.detach(), torch.autograd.grad(loss, network.params)[0]
+
+    def results() -> Named:
+        loss, flat = step()
+        found = {"losses": loss.reshape(1)}
+        for i, part in enumerate(flat.split([a * b for a, b in shapes])):
+            own = part.reshape(shapes[i])[: weights[i].shape[0], : weights[i].shape[1]]
+            found[f"gradient {2 * i}"] = (scales[i] * own).reshape(p.parameters[2 * i].shape)
+        return found
+
+    return Running(step, results)
+
+
+def without_biases(problem: Problem) -> Gate:
+    """Of a network whose biases are zero, in half precision."""
+    parameters = [t if i % 2 == 0 else torch.zeros_like(t) for i, t in enumerate(problem.parameters)]
+    truth = named(truth_of(replace(problem, parameters=parameters)))
+    wanted = {name: t for name, t in truth.items() if name == "losses" or int(name.split()[1]) % 2 == 0}
+    return lambda got: judge(got, wanted, "fp16")
+
+
 def provider(name: str, build: Callable[[Problem], Step], package: str | None = None) -> Provider:
     """A step as the harness wants it."""
 
@@ -165,6 +216,9 @@ def providers(case: Case, device: str, quick: bool) -> list[Provider]:
     elif case.size**2 * case.width <= MOST_ACTIVATIONS:
         found.append(provider("autograd", fused))
     if case.table == "step":
+        if case.num_signals == 1 and device == "cuda":
+            name = "tiny-cuda-nn CutlassMLP, fp16, no bias"
+            found.append(Provider(name, tiny_cuda_nn, "tinycudann", without_biases))
         if case.num_signals == 1:
             found.append(provider("siren-pytorch", siren_pytorch, "siren_pytorch"))
         if not case.independent and not quick:  # half a minute of compiling

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from strainer_fast.benchmarks import plugin
+from strainer_fast.benchmarks import plugin, step_peers
 from strainer_fast.benchmarks.bench_render import RenderCase, RenderProblem
 from strainer_fast.benchmarks.bench_render import providers as render_providers
 from strainer_fast.benchmarks.cases import CASES, Case, Problem, named, truth_of
@@ -53,7 +54,8 @@ def checked(found: list[Provider], problem: Any, truth: dict[str, torch.Tensor])
         if missing(provider.package) is not None or "compile" in provider.name or "JAX" in provider.name:
             continue  # a compiler and half a minute; a process of its own: see below
         running = provider.build(problem)
-        row = judge(running.results(), truth)
+        gate = equals(truth) if provider.gate is None else provider.gate(problem)
+        row = gate(running.results())
         running.close()
         assert row["right"], (provider.name, row)
         ran.append(provider.name)
@@ -97,6 +99,40 @@ def test_jax_and_siren_pytorch_agree_with_float64() -> None:
                 assert judge(running.results(), truth)["right"], provider.name
                 assert running.seconds is None or running.seconds() > 0
                 running.close()
+
+
+class StandIn(torch.nn.Module):
+    """What tinycudann.Network is documented to compute: no biases, ones that fill the input, half precision."""
+
+    def __init__(self, inputs: int, outputs: int, settings: dict[str, Any]) -> None:
+        super().__init__()
+        assert (settings["otype"], settings["activation"]) == ("CutlassMLP", "Sine")
+        self.outputs, self.fill, width = outputs, 16 - inputs, settings["n_neurons"]
+        self.shapes = [(width, 16), *[(width, width)] * (settings["n_hidden_layers"] - 1), (16, width)]
+        self.params = torch.nn.Parameter(torch.randn(sum(a * b for a, b in self.shapes)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.nn.functional.pad(x, (0, self.fill), value=1.0)
+        *hidden, last = (
+            part.reshape(shape)
+            for part, shape in zip(self.params.split([a * b for a, b in self.shapes]), self.shapes, strict=True)
+        )
+        for weight in hidden:
+            h = torch.sin(h @ weight.T)
+        return (h @ last.T)[:, : self.outputs].half()
+
+
+def test_tiny_cuda_nn_by_what_it_is_documented_to_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights' places, omegas and what it lacks; the package itself needs a GPU."""
+    monkeypatch.setitem(sys.modules, "tinycudann", SimpleNamespace(Network=StandIn))
+    problem = Problem.of(Case("one", 12, 8, 4, channels=3))
+    running, gate = step_peers.tiny_cuda_nn(problem), step_peers.without_biases(problem)
+    assert gate(running.results())["right"]
+    with torch.no_grad():
+        problem.parameters[2].mul_(1.1)
+    assert not step_peers.without_biases(problem)(running.results())["right"]
+    found = [p for p in providers(CASES[1], "cuda", True) if p.package == "tinycudann"]
+    assert [p.gate for p in found] == [step_peers.without_biases]
 
 
 @pytest.mark.parametrize("case", [*SMALL, CASES[1]], ids=lambda c: c.name)
