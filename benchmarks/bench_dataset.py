@@ -78,8 +78,8 @@ def set_providers(case: SetCase, device: str) -> list[Provider]:
         if number > most.get(name, number) or (device == "cuda" and name == "JAX vmap"):
             continue
 
-        def running(images: Images, make: Any = make, number: int = number) -> Running:
-            run = make(data, case.target)
+        def running(images: Images, name: str = name, make: Any = make, number: int = number) -> Running:
+            run = make(data, case.target) if name == "JAX vmap" else make(data, case.target, device)
             return _of_run(run, images[:number], getattr(run, "close", lambda: None))
 
         found.append(Provider(name, running, "jax" if name == "JAX vmap" else None))

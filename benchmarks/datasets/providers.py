@@ -29,10 +29,10 @@ LIMIT = 2000
 
 
 def _psnr(mse: Tensor) -> NDArray[np.float64]:
-    return (-10 * mse.double().log10()).numpy()
+    return (-10 * mse.double().log10()).cpu().numpy()
 
 
-def ours(case: Case, target: float | None) -> Run:
+def ours(case: Case, target: float | None, device: str = "cpu") -> Run:
     """`fit_dataset` into a folder: the recipe of the case for a target, else Adam as the others have it."""
     adam = sf.recipe("paper", steps=case.steps, learning_rate=case.rate(None))
     recipe = adam if target is None else sf.recipe(case.own, steps=LIMIT, target_psnr=target)
@@ -41,7 +41,8 @@ def ours(case: Case, target: float | None) -> Run:
         folder = Path(tempfile.mkdtemp(prefix="fits"))
         network = None if case.pretrained else case.network
         try:
-            rows = [r.signal for r in sf.fit_dataset(images, folder, case.init, recipe, architecture=network).rows()]
+            fitted = sf.fit_dataset(images, folder, case.init, recipe, architecture=network, device=device)
+            rows = [r.signal for r in fitted.rows()]
         finally:
             shutil.rmtree(folder)
         return np.array([r.psnr for r in rows]), float(np.median([r.steps for r in rows]))
@@ -49,16 +50,16 @@ def ours(case: Case, target: float | None) -> Run:
     return run
 
 
-def loop(case: Case, target: float | None) -> Run:
+def loop(case: Case, target: float | None, device: str = "cpu") -> Run:
     """One image after another: autograd and torch.optim.Adam (fused), stopped as soon as a loss says so."""
     start, omegas = case.start()
     bound = 0.0 if target is None else 10 ** (-target / 10)
 
     def run(images: Images) -> Reached:
-        points, losses, steps = sf.signals.grid(images.shape[1:3]), [], []
+        points, losses, steps = sf.signals.grid(images.shape[1:3], device=device), [], []
         for image in images:
-            values = torch.from_numpy(image).reshape(-1, image.shape[-1])
-            network = [p.clone().requires_grad_() for p in start]
+            values = torch.from_numpy(image).reshape(-1, image.shape[-1]).to(device)
+            network = [p.clone().to(device).requires_grad_() for p in start]
             adam = torch.optim.Adam(network, lr=case.rate(target), fused=True)
             for step in range((case.steps if target is None else LIMIT) + 1):
                 adam.zero_grad()
@@ -74,14 +75,15 @@ def loop(case: Case, target: float | None) -> Run:
     return run
 
 
-def stacked(how: str, case: Case, target: float | None) -> Run:
+def stacked(how: str, case: Case, target: float | None, device: str = "cpu") -> Run:
     """All networks in one stack and one fused Adam, until the slowest is there: "bmm" or "vmap" with autograd."""
     start, omegas = case.start()
     bound = 0.0 if target is None else 10 ** (-target / 10)
 
     def run(images: Images) -> Reached:
-        points, values = sf.signals.grid(images.shape[1:3]), torch.from_numpy(images).flatten(1, 2)
-        leaves = [p.expand(len(values), *p.shape).clone().requires_grad_(how == "bmm") for p in start]
+        points = sf.signals.grid(images.shape[1:3], device=device)
+        values = torch.from_numpy(images).flatten(1, 2).to(device)
+        leaves = [p.expand(len(values), *p.shape).to(device).clone().requires_grad_(how == "bmm") for p in start]
         adam = Adam(leaves, sf.recipe("paper", learning_rate=case.rate(target)), len(values))
 
         def loss(network: list[Tensor], wanted: Tensor) -> Tensor:
