@@ -73,8 +73,8 @@ def changes(before: Sequence[Row], after: Sequence[Row]) -> tuple[list[Change], 
     return found, drifts
 
 
-def comparison(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """Markdown: what changed beyond noise, and what is only in one of them."""
+def comparison(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, list[Change]]:
+    """What changed beyond noise, also as Markdown, and what is only in one of them."""
     found, drifts = changes(before["rows"], after["rows"])
     lines = []
     for name in ("cpu", "gpu", "torch", "python", "strainer_fast", "commit", "date"):
@@ -82,14 +82,14 @@ def comparison(before: dict[str, Any], after: dict[str, Any]) -> str:
         if a != b:
             lines.append(f"{name}: {a} -> {b}")
     lines += [f"{suite}: the machine took {d:.2f} times as long, by its peers" for suite, d in drifts.items()]
-    changed = [c for c in found if c.beyond_noise]
+    changed = sorted((c for c in found if c.beyond_noise), key=lambda c: -abs(c.corrected - 1))
     cells = [
         [
             *(c.row["suite"], c.row["case"], c.row["provider"]),
             *(number(c.before_ms), number(c.after_ms), f"{c.corrected:.2f}"),
             "slower" if c.corrected > 1 else "faster",
         ]
-        for c in sorted(changed, key=lambda c: -abs(c.corrected - 1))
+        for c in changed
     ]
     if cells:
         headings = ["suite", "case", "provider", "ms before", "ms after", "times as long, machine's change out", ""]
@@ -99,4 +99,4 @@ def comparison(before: dict[str, Any], after: dict[str, Any]) -> str:
     for only, name in ((keys[0] - keys[1], "first"), (keys[1] - keys[0], "second")):
         if only:
             lines.append(f"{len(only)} rows are only in the {name} file.")
-    return "\n".join(lines)
+    return "\n".join(lines), changed

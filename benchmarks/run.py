@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -20,8 +21,8 @@ from strainer_fast.benchmarks.tables import SUITES, markdown
 FORMAT = 1
 FOLDER = Path(__file__).resolve().parent
 JSON, MARKDOWN, PAGE = "bench.json", "report.md", "report.html"
-NO_TESTS = 5
-"""pytest's exit code where it had nothing to run."""
+FINISHED = (0, 1, 5)
+"""pytest's exit codes of a whole run: all right, a provider was wrong, nothing to run."""
 
 
 def run(suites: Sequence[str], quick: bool, device: str, out: Path, quiet: bool = False) -> tuple[dict[str, Any], bool]:
@@ -35,33 +36,43 @@ def run(suites: Sequence[str], quick: bool, device: str, out: Path, quiet: bool 
 
     Returns:
         The document, and whether every provider that could run was right.
+
+    Raises RuntimeError, after all is written, if a suite ended before its end.
     """
     rows_path = out / "rows.jsonl"
     rows_path.unlink(missing_ok=True)
-    began, right = time.time(), True
-    for suite in suites:
-        log = out / f"{suite}.log"
-        command = [sys.executable, "-m", "pytest", "-q", "-s", "-W", "ignore", "-p", "no:cacheprovider"]
-        command += ["-p", "strainer_fast.benchmarks.plugin", "-c", "/dev/null", "--rootdir", str(FOLDER)]
-        command += ["--rows", str(rows_path), "--on", device, "--benchmark-json", str(out / f"{suite}.json")]
-        command += ["--short"] * quick + [str(FOLDER / f"bench_{suite}.py")]
-        with log.open("w") as file:
-            done = subprocess.run(command, stdout=file, stderr=file if quiet else None, check=False)
-        right = right and done.returncode in (0, NO_TESTS)
-        if done.returncode not in (0, 1, NO_TESTS):
-            raise RuntimeError(f"suite {suite} ended with code {done.returncode}: see {log}")
-    rows = [json.loads(line) for line in rows_path.read_text().splitlines()] if rows_path.exists() else []
-    document: dict[str, Any] = {
-        "format": FORMAT,
-        "machine": machine(device),
-        "quick": quick,
-        "device": device,
-        "seconds": time.time() - began,
-        "rows": rows,
-        "kernels": kernels_side(quick, device, out),
-    }
-    write(document, out)
-    return document, right
+    began, codes = time.time(), dict[str, int]()
+    kernels: dict[str, Any] = {"missing": "the run was stopped before"}
+    try:
+        for suite in suites:
+            codes[suite] = _measure(suite, quick, device, out, quiet)
+        kernels = kernels_side(quick, device, out)
+    finally:  # also when it is stopped: what was measured is worth a report
+        rows = [json.loads(line) for line in rows_path.read_text().splitlines()] if rows_path.exists() else []
+        document = {
+            "format": FORMAT,
+            "machine": machine(device),
+            "quick": quick,
+            "device": device,
+            "seconds": time.time() - began,
+            "rows": rows,
+            "kernels": kernels,
+        }
+        write(document, out)
+    broken = [f"{suite} (code {code}: see {out / suite}.log)" for suite, code in codes.items() if code not in FINISHED]
+    if broken:
+        raise RuntimeError(f"suites that did not come to their end: {', '.join(broken)}")
+    return document, 1 not in codes.values()
+
+
+def _measure(suite: str, quick: bool, device: str, out: Path, quiet: bool) -> int:
+    """One suite in a process of its own; pytest's exit code."""
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "-W", "ignore", "-p", "no:cacheprovider"]
+    command += ["-p", "strainer_fast.benchmarks.plugin", "-c", os.devnull, "--rootdir", str(FOLDER)]
+    command += ["--rows", str(out / "rows.jsonl"), "--on", device, "--benchmark-json", str(out / f"{suite}.json")]
+    command += ["--short"] * quick + [str(FOLDER / f"bench_{suite}.py")]
+    with (out / f"{suite}.log").open("w") as file:
+        return subprocess.run(command, stdout=file, stderr=file if quiet else None, check=False).returncode
 
 
 def write(document: dict[str, Any], out: Path) -> None:

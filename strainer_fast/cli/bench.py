@@ -42,8 +42,8 @@ def bench(
 
     if compare is not None:
         before, after = (running.load(path) for path in compare)
-        reporter.say(comparing.comparison(before, after))
-        changed = [c for c in comparing.changes(before["rows"], after["rows"])[0] if c.beyond_noise]
+        text, changed = comparing.comparison(before, after)
+        reporter.say(text)
         keys = ("suite", "case", "provider", "threads")
         reporter.emit({"changed": [{k: c.row[k] for k in keys} | {"ratio": c.corrected} for c in changed]})
         return

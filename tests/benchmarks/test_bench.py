@@ -134,13 +134,14 @@ def test_only_what_changed_beyond_noise_is_said() -> None:
     assert drifts["step"] == pytest.approx(2.0)
     changed = [c for c in found if c.beyond_noise]
     assert [(c.row["provider"], round(c.corrected, 3)) for c in changed] == [(OURS, 1.3)] * 2
-    text = comparison(before, after)
+    text, same = comparison(before, after)
+    assert same == changed
     assert "| step | 5x256, 8 | strainer_fast | 8 | 20.8 | 1.30 | slower |" in text
     assert "2 of 9 rows changed beyond noise" in text
-    assert "0 of 9 rows changed" in comparison(before, document(scale=2.0))
-    assert "0 of 9 rows changed" in comparison(before, document(ours=1.08))  # within p20 to p80
+    assert "0 of 9 rows changed" in comparison(before, document(scale=2.0))[0]
+    assert "0 of 9 rows changed" in comparison(before, document(ours=1.08))[0]  # within p20 to p80
     del after["rows"][0]
-    assert "1 rows are only in the first file" in comparison(before, after)
+    assert "1 rows are only in the first file" in comparison(before, after)[0]
 
 
 def test_the_command_measures_and_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +158,28 @@ def test_the_command_measures_and_compares(tmp_path: Path, monkeypatch: pytest.M
     assert json.loads((out / "render.json").read_text())["benchmarks"]  # pytest-benchmark's own
     compared = CliRunner().invoke(app, ["bench", "--compare", str(out), str(out / "bench.json")])
     assert compared.exit_code == 0 and "0 of " in compared.output
+
+
+def test_what_was_measured_survives_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A suite that breaks, and a run that is stopped: rows before it are in the report, and the rest is said."""
+
+    def measure(suite: str, quick: bool, device: str, out: Path, quiet: bool) -> int:
+        if suite == "fit":
+            raise KeyboardInterrupt
+        if suite == "step":
+            return 3
+        with (out / "rows.jsonl").open("a") as file:
+            file.write(json.dumps(row(OURS, 1.0)) + "\n")
+        return 0
+
+    monkeypatch.setattr(running, "_measure", measure)
+    monkeypatch.setattr(running, "kernels_side", lambda *a: KERNELS)
+    with pytest.raises(RuntimeError, match=r"step \(code 3: see .*step\.log\)"):
+        running.run(["layers", "step", "render"], True, "cpu", tmp_path)
+    assert len(running.load(tmp_path)["rows"]) == 2 and "measured us" in (tmp_path / "report.html").read_text()
+    with pytest.raises(KeyboardInterrupt):
+        running.run(["layers", "fit", "render"], True, "cpu", tmp_path)
+    assert len(running.load(tmp_path)["rows"]) == 1 and "was stopped" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
