@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from strainer_fast.benchmarks.harness import OURS, Named, Provider, Record, Row,
 from strainer_fast.benchmarks.time_to_psnr.methods import TUNED
 
 GATE_DB = 0.01
-"""Between the PSNR that a provider says and that of its network in float64."""
+"""Between the PSNR that a provider says and that of its network in float64, and between curves that are the same."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,14 @@ def encoder(recipe: str, size: int, steps: int, device: str) -> sf.Encoder:
 
 @dataclass
 class Fitting:
-    """A provider's fits: the last one's curve and network."""
+    """A provider's fits: the last one's curve and network; of a loop also the first steps of its curve in float64."""
 
     case: FitCase
     device: str
     seconds: list[float] = field(default_factory=list)
     psnr: list[float] = field(default_factory=list)
     parameters: list[Tensor] = field(default_factory=list)
+    exact: Callable[[], list[float]] = list
 
     @property
     def signal(self) -> sf.Signal:
@@ -113,23 +114,29 @@ def loop(changes: dict[str, Any], init: Callable[[], sf.Encoder | str], fitting:
         done = (step - settings.warmup_steps) / (settings.steps - settings.warmup_steps)
         return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
-    def run() -> None:
+    def fit(dtype: torch.dtype, limit: int) -> tuple[list[float], list[float], list[Tensor]]:
         begin = time.perf_counter()
-        parameters = [p.detach().clone().to(fitting.device).requires_grad_() for p in start.parameters()]
+        x, y = points.to(dtype), values.to(dtype)
+        parameters = [p.detach().to(fitting.device, dtype, copy=True).requires_grad_() for p in start.parameters()]
         adam = torch.optim.Adam(parameters, lr=settings.learning_rate)
-        fitting.seconds, fitting.psnr, fitting.parameters = [], [], parameters
-        for step in range(case.limit + 1):
-            loss = reference.mse(reference.siren(points, parameters[::2], parameters[1::2], 30.0), values)
-            fitting.psnr.append(-10 * math.log10(loss.item()))
-            fitting.seconds.append(time.perf_counter() - begin)
-            if fitting.psnr[-1] >= case.target or step == case.limit:
-                return
+        seconds, psnr = [], []
+        for step in range(limit + 1):
+            loss = reference.mse(reference.siren(x, parameters[::2], parameters[1::2], 30.0), y)
+            psnr.append(-10 * math.log10(loss.item()))
+            seconds.append(time.perf_counter() - begin)
+            if psnr[-1] >= case.target:
+                break
             adam.zero_grad()
             loss.backward()
             for group in adam.param_groups:
                 group["lr"] = rate(step)
             adam.step()
+        return seconds, psnr, parameters
 
+    def run() -> None:
+        fitting.seconds, fitting.psnr, fitting.parameters = fit(torch.float32, case.limit)
+
+    fitting.exact = lambda: fit(torch.float64, SAME_STEPS)[1]
     return run
 
 
@@ -150,9 +157,22 @@ def ways(case: FitCase, device: str) -> dict[str, Build]:
     }
 
 
-SAME = ((f"{OURS}, recipe paper", "STRAINER, PyTorch loop"), (f"{OURS}, tuned SIREN", "tuned SIREN, PyTorch loop"))
-"""Pairs that do the same: their curves may differ by GATE_DB over the first SAME_STEPS."""
-SAME_STEPS = 20
+SAME = {f"{OURS}, recipe paper": "STRAINER, PyTorch loop", f"{OURS}, tuned SIREN": "tuned SIREN, PyTorch loop"}
+"""Ours -> the loop that does the same. Their curves are compared over the first SAME_STEPS."""
+SAME_STEPS, LEAST_STEPS = 20, 5
+"""Most, and fewest."""
+
+
+def curve_error(ours: Sequence[float], loops: Sequence[float], exact: Sequence[float]) -> float:
+    """dB that ours is off from the exact curve at most, as long as the loop in float32 is within GATE_DB / 10 of it.
+
+    Beyond that a comparison says nothing: at a rate of 1e-3 Adam makes 0.2 dB of a rounding within 20 steps. Infinite
+    where fewer than LEAST_STEPS are left.
+    """
+    common = min(len(ours), len(loops), len(exact), SAME_STEPS + 1)
+    own, theirs, truth = (torch.tensor(each[:common], dtype=torch.float64) for each in (ours, loops, exact))
+    steps = int(((theirs - truth).abs() <= GATE_DB / 10).long().cumprod(0).sum())
+    return float((own - truth)[:steps].abs().max()) if steps >= LEAST_STEPS else math.inf
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, id=c.name, marks=[pytest.mark.quick] * c.quick) for c in CASES])
@@ -167,22 +187,22 @@ def test_fit(benchmark: Any, case: FitCase, device: str, quick: bool, record: Re
             def results() -> Named:
                 run()
                 fittings[name] = fitting
-                return fitting.results() | {"curve": torch.tensor(fitting.psnr[:SAME_STEPS])}
+                return fitting.results()
 
             return Running(run, results)
 
         return Provider(name, lambda _: running(Fitting(case, device)))
 
     def gate(got: Named) -> Row:
-        error, where = float((got["said"] - got["exact"]).abs()), "PSNR in dB"
-        name = next(reversed(fittings))
-        for own, other in SAME:
-            if own == name and other in fittings:
-                off = float((got["curve"] - torch.tensor(fittings[other].psnr[:SAME_STEPS])).abs().max())
-                error, where = max((error, where), (off, f"curve of {other} in dB"))
+        name, fitting = next(reversed(fittings.items()))
         if float(got["exact"]) < case.target - GATE_DB:
             return {"right": False, "error": case.target - float(got["exact"]), "bound": 0.0, "where": "target in dB"}
-        return {"right": error <= GATE_DB, "error": error, "bound": GATE_DB, "where": where}
+        found = {"PSNR in dB": float((got["said"] - got["exact"]).abs())}
+        if name in SAME:
+            loops = fittings[SAME[name]]
+            found[f"curve of {SAME[name]} in dB"] = curve_error(fitting.psnr, loops.psnr, loops.exact())
+        where = max(found, key=lambda each: found[each])
+        return {"right": found[where] <= GATE_DB, "error": found[where], "bound": GATE_DB, "where": where}
 
     benchmark.group = case.name
     about: Row = {"suite": "fit", "table": "fit", "case": case.name, "threads": torch.get_num_threads()}

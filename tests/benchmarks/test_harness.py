@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from strainer_fast.benchmarks import plugin, step_peers
+from strainer_fast.benchmarks.bench_fit import curve_error
 from strainer_fast.benchmarks.bench_render import RenderCase, RenderProblem
 from strainer_fast.benchmarks.bench_render import providers as render_providers
 from strainer_fast.benchmarks.cases import CASES, Case, Problem, named, truth_of
@@ -202,6 +203,15 @@ def test_without_ours_nothing_is_timed_and_all_is_recorded() -> None:
     rows, said = run([Provider(OURS, value(2.0)), Provider("right", value(1.0))])
     assert list(rows) == [OURS, "right"] and not any("median_ms" in row for row in rows.values())
     assert said.startswith(f"{OURS}: value off")
+
+
+def test_curves_are_compared_until_roundings_grow() -> None:
+    exact = [10.0 + i for i in range(21)]
+    loop = [p + (2e-3 if i > 8 else 1e-6) for i, p in enumerate(exact)]
+    late, early = ([p + 0.05 * (i > k) for i, p in enumerate(exact)] for k in (8, 3))
+    assert curve_error(late, loop, exact) == 0.0
+    assert curve_error(early, loop, exact) == pytest.approx(0.05)
+    assert curve_error(exact, [p + 1.0 for p in exact], exact) == math.inf
 
 
 def test_rows_are_on_the_disk_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
