@@ -3,6 +3,7 @@
 import copy
 import importlib
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from strainer_fast.benchmarks import kernels_side, publish
 from strainer_fast.benchmarks import run as running
-from strainer_fast.benchmarks.compare import changes, comparison
+from strainer_fast.benchmarks.compare import Noise, changes, comparison, noise_of
 from strainer_fast.benchmarks.harness import OURS, machine
 from strainer_fast.benchmarks.page import page
 from strainer_fast.benchmarks.plots import THEMES, plots, svg
@@ -130,18 +131,33 @@ def test_plots_are_the_same_for_the_same_numbers() -> None:
 def test_only_what_changed_beyond_noise_is_said() -> None:
     """The machine was half as fast in the second run: its peers say so, and it is taken out."""
     before, after = document(), document(scale=2.0, ours=1.3)
-    found, drifts = changes(before["rows"], after["rows"])
-    assert drifts["step"] == pytest.approx(2.0)
+    found, noises = changes(before["rows"], after["rows"])
+    assert noises["step"].drift == pytest.approx(2.0)
     changed = [c for c in found if c.beyond_noise]
     assert [(c.row["provider"], round(c.corrected, 3)) for c in changed] == [(OURS, 1.3)] * 2
     text, same = comparison(before, after)
     assert same == changed
-    assert "| step | 5x256, 8 | strainer_fast | 8 | 20.8 | 1.30 | slower |" in text
+    assert "| step | 5x256, 8 | strainer_fast | 2 | 8 | 20.8 | 1.30 | slower |" in text
     assert "2 of 9 rows changed beyond noise" in text
     assert "0 of 9 rows changed" in comparison(before, document(scale=2.0))[0]
     assert "0 of 9 rows changed" in comparison(before, document(ours=1.08))[0]  # within p20 to p80
     del after["rows"][0]
     assert "1 rows are only in the first file" in comparison(before, after)[0]
+
+
+def test_a_restless_machine_hides_small_changes() -> None:
+    """Twenty peers: of those that are the same, 19 within 1.2; a change of 1.15 is noise then, one of 1.3 is not."""
+    peers = [*[1 / 1.2] * 9, 1.0, 1.0, *[1.2] * 8, 3.0]
+    assert math.exp(noise_of(peers).level) == pytest.approx(1.2, rel=0.02)
+    assert math.exp(noise_of([1.0] * 20).level) == pytest.approx(1.03)
+    assert noise_of([5.0, 5.0]) == Noise()  # too few to tell
+
+    def rows(factors: list[float], ours: float) -> list[dict[str, Any]]:
+        return [row(OURS, 10 * ours), *(row(f"peer {i}", 10 * f) for i, f in enumerate(factors))]
+
+    for ours, beyond in ((1.15, ["peer 19"]), (1.3, [OURS, "peer 19"])):
+        found, _ = changes(rows([1.0] * 20, 1.0), rows(peers, ours))
+        assert [c.row["provider"] for c in found if c.beyond_noise] == beyond
 
 
 def test_the_command_measures_and_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
