@@ -51,7 +51,7 @@ test-sanitized:
 	$(ENGINE_TEST) -fsanitize=thread -o build/engine_test_threads
 	./build/engine_test_threads
 
-# All suites beside their peers, some 25 minutes: open benchmarks/results/latest/report.html.
+# All suites beside their peers, some 35 minutes: open benchmarks/results/latest/report.html.
 bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt mlxtend jax siren-pytorch
 	$(BIN)/strainer-fast bench --out $(RUN)

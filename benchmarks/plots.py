@@ -16,7 +16,7 @@ THEMES = {
     "dark": {"text": "#e6edf3", "grid": "#3d444d", "ours": "#ff8a80",
              "others": ("#79b8ff", "#a5d46a", "#c9a6e8", "#e3b75e", "#7fd1cc", "#b5b5b5", "#e88fbd")},
 }  # fmt: skip
-SIZE = (4.6, 3.1)
+SIZE = (4.6, 3.7)
 """Inches: as wide as a phone, so that letters stay readable there."""
 
 
@@ -138,7 +138,7 @@ def svg(plot: Plot, theme: str) -> str:
         axes.tick_params(which="both", colors=colours["text"], labelcolor=colours["text"])
         for label in (axes.xaxis.label, axes.yaxis.label):
             label.set_color(colours["text"])
-        axes.legend(frameon=False, fontsize=7, labelcolor=colours["text"])
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=7, labelcolor=colours["text"])
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     whole = text.getvalue()
