@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: small images, small networks, no dependence on the global random state."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,13 @@ import strainer_fast as sf
 def _one_thread() -> None:
     # The networks here are too small to share, and threads that wait for a busy core cost milliseconds a call.
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _can_be_interrupted() -> None:
+    # A shell starts what it puts into the background with Ctrl-C ignored, and then nothing here could be stopped by it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
