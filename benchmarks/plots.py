@@ -16,7 +16,7 @@ THEMES = {
     "dark": {"text": "#e6edf3", "grid": "#3d444d", "ours": "#ff8a80",
              "others": ("#79b8ff", "#a5d46a", "#c9a6e8", "#e3b75e", "#7fd1cc", "#b5b5b5", "#e88fbd")},
 }  # fmt: skip
-SIZE = (4.6, 3.7)
+SIZE = (4.2, 3.7)
 """Inches: as wide as a phone, so that letters stay readable there."""
 
 
@@ -110,8 +110,8 @@ def svg(plot: Plot, theme: str) -> str:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     colours: dict[str, Any] = THEMES[theme]
-    # The same file for the same numbers: no date, no random identifiers.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": plot.name, "font.size": 9}):
+    # The same file for the same numbers: no date, no random identifiers; those of one page differ.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": f"{plot.name} {theme}", "font.size": 10}):
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.subplots()
         others = iter(colours["others"] * 2)
@@ -138,7 +138,7 @@ def svg(plot: Plot, theme: str) -> str:
         axes.tick_params(which="both", colors=colours["text"], labelcolor=colours["text"])
         for label in (axes.xaxis.label, axes.yaxis.label):
             label.set_color(colours["text"])
-        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=7, labelcolor=colours["text"])
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8.5, labelcolor=colours["text"])
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     whole = text.getvalue()

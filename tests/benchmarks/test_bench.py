@@ -101,6 +101,8 @@ def test_the_page_stands_alone() -> None:
     assert "script" not in reader.tags and "&lt;script&gt;" in text and "&lt;b&gt;broken" in text
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
     assert text.count("<figure>") == len(plots(document())) and text.count('class="dark"') == text.count("<figure>")
+    referred = re.findall(r"(?:href=\"|url\()#([^\")]+)", text)
+    assert referred and all(text.count(f'id="{each}"') == 1 for each in set(referred))  # one plot's, not another's
     assert "<th>measured us</th>" in text
     assert "<td>forward</td><td>4</td><td>matrix</td><td></td><td></td>" in text
 
