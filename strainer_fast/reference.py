@@ -16,6 +16,9 @@ from torch import Tensor
 
 from strainer_fast._checks import Omega, bad_input, omega_per_layer
 
+AUTOCAST_DEVICES = frozenset(d for d in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(d))
+"""Types of devices that autocast knows. Asked once: torch.compile cannot trace the question in PyTorch 2.6 to 2.11."""
+
 
 def sine_linear(
     x: Tensor,  # [..., in]
@@ -170,6 +173,6 @@ def _widen(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tens
 def no_autocast(x: Tensor) -> torch.autocast | nullcontext[None]:
     """Within, products on the device of `x` keep the dtype of their operands."""
     device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if device not in AUTOCAST_DEVICES or not torch.is_autocast_enabled(device):
         return nullcontext()
     return torch.autocast(device, enabled=False)

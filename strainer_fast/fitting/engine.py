@@ -50,10 +50,12 @@ def _gpu(device: torch.device) -> dict[str, str]:
 
 @contextmanager
 def neutral() -> Iterator[None]:
-    """Within, the caller's grad mode, autocast and random state neither change the run nor are changed by it."""
+    """Within, grad mode, autocast, default device and random state of the caller change nothing, nor are changed."""
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        if torch.get_default_device().type != "cpu":  # the context costs every call a detour through Python
+            stack.enter_context(torch.device("cpu"))
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))

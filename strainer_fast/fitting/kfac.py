@@ -67,7 +67,7 @@ class Kfac(Optimiser):
         self.kept_gradients = [torch.zeros_like(p, requires_grad=False) for p in parameters]
         self.velocity = [torch.zeros_like(p, requires_grad=False) for p in parameters]
         self.moved = False  # since the last `settle`
-        self.stale = torch.ones(groups, dtype=torch.int64)  # 1: no factors yet
+        self.stale = torch.ones(groups, dtype=torch.int64, device="cpu")  # 1: no factors yet
         # (A + a I)^-1 [*, in + 1, in + 1] and (G + g I)^-1 [*, out, out] of each layer; * is N where it is stacked.
         self.inverses = []
         for weight in parameters[::2]:

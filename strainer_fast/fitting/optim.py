@@ -49,9 +49,10 @@ class Optimiser(ABC):
     def __init__(self, parameters: Sequence[Tensor], recipe: Recipe, num_signals: int | None) -> None:
         self.recipe = recipe
         # On the host, which decides by them: they never depend on what the device computes.
-        self.step = torch.zeros(() if num_signals is None else (num_signals,), dtype=torch.int64)  # since `restart`
+        shape = () if num_signals is None else (num_signals,)
+        self.step = torch.zeros(shape, dtype=torch.int64, device="cpu")  # since `restart`
         self.taken = torch.zeros_like(self.step)  # in all, which the schedule goes by
-        self.scale = torch.ones(self.step.shape, dtype=torch.float64)  # of the learning rate
+        self.scale = torch.ones(self.step.shape, dtype=torch.float64, device="cpu")  # of the learning rate
         self.halvings = torch.zeros_like(self.step)  # by schedule "plateau"
 
     def settle(self, parameters: Sequence[Tensor], losses: Tensor, gradients: list[Tensor]) -> Tensor:  # [N]

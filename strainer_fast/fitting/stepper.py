@@ -212,7 +212,7 @@ class TritonStepper(Stepper):
         self.norm, self.scale = norm.float(), scale * self.pipeline.loss_scale
         self.lowered = 1.0  # what `look` has multiplied scale by
         self.losses = torch.zeros(len(values), device=device)
-        self._skipped_before = torch.zeros(groups, dtype=torch.int32)
+        self._skipped_before = torch.zeros(groups, dtype=torch.int32, device="cpu")
         self._evaluate, self._update = _Replayed(device), _Replayed(device)
         self.changed()
 

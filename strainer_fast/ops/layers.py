@@ -160,7 +160,7 @@ def _stack(x: Tensor) -> Tensor:
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     """What autocast, where it is on, makes of the operands of a product; it leaves float64 alone."""
     device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if device not in reference.AUTOCAST_DEVICES or not torch.is_autocast_enabled(device):
         return None
     return None if x.dtype == torch.float64 else torch.get_autocast_dtype(device)
 

@@ -12,3 +12,10 @@ if not torch.cuda.is_available():
 @pytest.fixture
 def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def on_device(device: str):
+    """Every new tensor is there."""
+    with torch.device(device):
+        yield

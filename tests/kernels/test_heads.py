@@ -12,6 +12,8 @@ from tests.kernels.guards import UNIT, Guards, relative
 
 OPERAND = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 def problem(networks: int, heads: int, rows: int, points: int, width: int, channels: int) -> dict[str, Tensor]:
     """Features as sines and cosines of the same arguments, SIREN-like weights, one scale per signal."""

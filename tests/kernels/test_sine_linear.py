@@ -18,6 +18,8 @@ from strainer_fast.kernels.tiles import Tiles
 BIG = Tiles(128, 64, 64)  # the interpreter pays per operation, not per number
 UNIT = {"fp32": 2.0**-24, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8}
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 def guarded(*shape: int) -> tuple[Tensor, Tensor]:
     """A contiguous tensor of NaN, and the memory round it."""
@@ -34,7 +36,7 @@ def problem(num: int, points: int, inputs: int, outputs: int, shared: bool) -> t
     generator = torch.Generator().manual_seed(0)
 
     def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator) * 2 - 1
+        return torch.rand(*shape, generator=generator, device="cpu").to(torch.empty(0).device) * 2 - 1
 
     x = uniform(points, inputs) if shared else uniform(num, points, inputs)
     return (

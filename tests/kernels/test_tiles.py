@@ -16,6 +16,8 @@ from strainer_fast.kernels.segments import DTYPES
 from strainer_fast.kernels.tiles import TABLE, Row, Tiles
 from tests.kernels.guards import UNIT, Guards, relative
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 def run(row: Row, precision: str) -> float:
     """Error by norm of the row's kernel with the row's tiles, on two tiles of points of its widest layer."""
