@@ -29,8 +29,8 @@ from .segments import DTYPES
 from .small_fits_kernels import small_fits_kernel
 from .tiles import Tiles
 
-PROGRAMS = 4
-"""Of a multiprocessor: while one waits for a cache or a barrier, the others compute."""
+PROGRAMS = 2
+"""Of a multiprocessor, as many as its registers hold: while one waits for a cache or a barrier, the other computes."""
 
 MOST_CHANNELS = 16
 """Of a head: one narrow tile of the matrix unit."""
@@ -110,9 +110,7 @@ def small_fits_programs(networks: int) -> int:
     return min(networks, PROGRAMS * current_chip().processors)
 
 
-def small_fits_scratch(
-    layout: Layout, programs: int, precision: str, tiles: Tiles | None = None
-) -> tuple[int, int]:
+def small_fits_scratch(layout: Layout, programs: int, precision: str, tiles: Tiles | None = None) -> tuple[int, int]:
     """(float32 numbers for gradients, operands for activations) that a launch needs."""
     t = tiles or tiles_for("small_fits", precision, layout.width)
     return programs * 2 * layout.length, programs * (layout.hidden + 1) * 2 * t.points * _block(layout.width)
@@ -252,8 +250,13 @@ def launch_small_fits(
         CHUNK=min(t.inputs, _block(layout.width)),
         PRECISION=precision,
         TARGET=current_chip().target,
-        **launch_options(t.warps, t.stages),
+        **_options(t),
     )
+
+
+def _options(t: Tiles) -> dict[str, int]:
+    # Said outright, or the assembler spills to make room for a third program.
+    return launch_options(t.warps, t.stages) | ({"maxnreg": 255} if current_chip().target == "cuda" else {})
 
 
 def _block(width: int) -> int:

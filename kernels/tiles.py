@@ -109,7 +109,8 @@ TABLE: tuple[Row, ...] = (
     *_rows("network_step", TF32, NVIDIA, (32, Tiles(64, 32, 32, 8, 1)), (64, Tiles(32, 64, 32, 8, 1))),
     *_rows("network_step", FP32, NVIDIA, (32, Tiles(32, 32, 32, 8, 1))),
     # whole fits of small networks: as a training step. One stage: products must not be fetched across barriers.
-    *_rows("small_fits", HALF, NVIDIA, (32, Tiles(64, 32, 32, 4, 1)), (64, Tiles(32, 64, 32, 4, 1))),
+    *_rows("small_fits", HALF, "ampere ada", (32, Tiles(64, 32, 32, 4, 1)), (64, Tiles(32, 64, 32, 8, 1))),
+    *_rows("small_fits", HALF, "hopper", (32, Tiles(64, 32, 32, 4, 1)), (64, Tiles(32, 64, 32, 4, 1))),
     *_rows("small_fits", TF32, NVIDIA, (32, Tiles(32, 32, 32, 4, 1)), (64, Tiles(16, 64, 32, 4, 1))),
     *_rows("small_fits", FP32, NVIDIA, (32, Tiles(32, 32, 32, 8, 1)), (64, Tiles(16, 64, 32, 8, 1))),
     # AMD: fewer stages, 64 KiB of shared memory

@@ -20,7 +20,7 @@ import torch
 from . import tiles as tiles_module
 from .aot import write
 from .capture import capture, table
-from .cases import FEW_POINTS, POINTS, ROW_CASES, WIDTH, row_name, row_precisions
+from .cases import FEW_POINTS, ONCE, POINTS, ROW_CASES, WIDTH, row_name, row_precisions
 from .chip import Chip, current_chip
 from .configs import generation, illegal
 from .tiles import ANY, TABLE, Row, Tiles
@@ -114,7 +114,8 @@ def tune(rows: Sequence[Row], chip: Chip, clock: Clock, device: str = "cuda", ke
     """The table with this chip's rows tuned; progress goes to stderr."""
     tuned = []
     for row in rows:
-        wanted = row.generation == generation(chip) and row.kernel in ROW_CASES and row.kernel in (kernels or ROW_CASES)
+        tunable = row.kernel in ROW_CASES and row.kernel not in ONCE
+        wanted = row.generation == generation(chip) and tunable and row.kernel in (kernels or ROW_CASES)
         best, faster = tune_row(row, rows, chip, clock, device) if wanted else (row, 1.0)
         if wanted:
             print(f"{row_name(row)}: {best.tiles}, {faster:.2f} times as fast", file=sys.stderr, flush=True)

@@ -150,7 +150,8 @@ def optimise_small(
         leaving = [n for n in running if reasons[n] != engine.RUNNING or interrupted]
         if interrupted and recipe.guard_db is not None:
             best, spike = state.best_mse.tolist(), 10 ** (recipe.guard_db / 10)
-            _back_to_best(state, [n for n in running if reasons[n] == engine.RUNNING and not last[n] <= spike * best[n]])
+            alive = [n for n in running if reasons[n] == engine.RUNNING]
+            _back_to_best(state, [n for n in alive if not last[n] <= spike * best[n]])
         if leaving:
             index = torch.tensor(leaving, device=state.device)
             for n, curve in zip(leaving, state.mse[index].cpu(), strict=True):

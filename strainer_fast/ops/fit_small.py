@@ -30,8 +30,8 @@ STEP_FLOPS = 2e8
 share its points."""
 
 GPU_STEP_FLOPS = 1e8
-"""The same on a GPU, where one program of hundreds has the network for itself. Modelled: by then a step takes it about a
-third of a millisecond, and a stack of networks that share the chip step by step is no slower."""
+"""The same on a GPU, where one program of hundreds has a network for itself. Modelled: there a step of this much work
+takes half a millisecond, and networks that share the chip step by step are no slower."""
 
 RUNNING, TARGET, BUDGET, NON_FINITE, DIVERGED = range(5)
 """Values of FitState.reason."""
@@ -354,7 +354,10 @@ def _check(
         if any(t.device != state.device for t in (points, values, state.mse, *state.flat)):
             got = f"points on {points.device}, values on {values.device}"
             raise bad_input("points and values", f"tensors on the state's device {state.device}", got, "Move them.")
-        if any(flat.data_ptr() != stack[0].data_ptr() for flat, stack in zip(state.flat, [state.parameters, *stacks], strict=True)):
+        if any(
+            flat.data_ptr() != stack[0].data_ptr()
+            for flat, stack in zip(state.flat, [state.parameters, *stacks], strict=True)
+        ):
             raise bad_input("state", "views of its flat tensors", "others", "Use FitState.fresh.")
     else:
         tensors = [t for stack in (state.parameters, *stacks) for t in stack] + [state.mse, state.scale]
