@@ -211,8 +211,8 @@ def small_fits(
 ) -> None:
     """Whole fits, so many for each program."""
     layout = Layout(COORDINATES, width, SMALL_LAYERS - 1, CHANNELS)
-    networks = rounds * small_fits_programs(1 << 20)
-    programs = small_fits_programs(networks)
+    programs = small_fits_programs(1 << 20, width, precision)
+    networks = rounds * programs
     state = {name: empty(networks, layout.length) for name in ("parameters", "exp_avg", "exp_avg_sq")}
     integers = ("step", "adam_step", "rollbacks", "measured", "reason", "skipped")
     counters = {name: empty(networks, dtype=torch.int64) for name in integers}

@@ -29,8 +29,8 @@ from .segments import DTYPES
 from .small_fits_kernels import small_fits_kernel
 from .tiles import Tiles
 
-PROGRAMS = 2
-"""Of a multiprocessor, as many as its registers hold: while one waits for a cache or a barrier, the other computes."""
+WARPS = 8
+"""Of a multiprocessor at a time, in one program or two: its registers hold no more."""
 
 MOST_CHANNELS = 16
 """Of a head: one narrow tile of the matrix unit."""
@@ -105,9 +105,10 @@ def unfit(coordinates: int, width: int, num_layers: int, channels: int, precisio
     return None
 
 
-def small_fits_programs(networks: int) -> int:
-    """Programs of a launch for so many networks."""
-    return min(networks, PROGRAMS * current_chip().processors)
+def small_fits_programs(networks: int, width: int, precision: str) -> int:
+    """Programs of a launch for so many networks: no more than run at a time."""
+    each = max(1, WARPS // tiles_for("small_fits", precision, width).warps)
+    return min(networks, each * current_chip().processors)
 
 
 def small_fits_scratch(layout: Layout, programs: int, precision: str, tiles: Tiles | None = None) -> tuple[int, int]:

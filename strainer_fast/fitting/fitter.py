@@ -162,7 +162,7 @@ class Fitter:
         from strainer_fast.kernels.small_fits import small_fits_programs
 
         with on_device(torch.empty(0, device=self.device)):
-            programs = small_fits_programs(2**31)
+            programs = small_fits_programs(2**31, self.network.hidden_features, self.precision)
         points, depth = math.prod(shape[:-1]), self.network.num_layers
         # Parameters, two moments, the best ones and the given ones; samples; losses of all steps.
         each = 5 * depth * self.network.hidden_features**2 + points * shape[-1] + self.recipe.steps

@@ -278,7 +278,7 @@ def _run_triton(
         why = unfit(layout.inputs, layout.width, layout.hidden + 2, layout.channels, precision)
         if why is not None:
             raise bad_input("parameters", "networks that fit a block of this GPU", why, "Fit them step by step.")
-        begin, programs = time.perf_counter(), small_fits_programs(len(rows))
+        begin, programs = time.perf_counter(), small_fits_programs(len(rows), layout.width, precision)
         gradients, scratch = small_fits_scratch(layout, programs, precision)
         launch_small_fits(
             points.detach().float().contiguous(),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import strainer_fast as sf
-from strainer_fast.fitting import fitter, small, stack
+from strainer_fast.fitting import small, stack
 from strainer_fast.kernels import cpu
 from strainer_fast.kernels import small_fits as launcher
 from strainer_fast.kernels.chip import CHIPS, assume
@@ -185,5 +185,5 @@ def test_auto_takes_it_where_it_fits() -> None:
     assert why(32, 10**5) == f"a step of {6 * 2307 * 1e5 / 1e6:.0f} MFLOP is above {engine.GPU_STEP_FLOPS / 1e6:.0f}"
     assert why(32, optimiser="kfac") == "recipe.optimiser = 'kfac'"
     with assume(CHIPS["sm_90"]):
-        assert fitter.small.engine is engine
-        assert launcher.small_fits_programs(10**6) == 2 * 132
+        assert launcher.small_fits_programs(10**6, 32, "fp16") == 2 * 132
+        assert launcher.small_fits_programs(100, 32, "fp16") == 100
