@@ -13,7 +13,10 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 Reports = dict[tuple[str, str], dict[str, Any]]
 """Precision and case to what `kernels.aot --json` says."""
 
-COMPILED = ("step", "row/*/half/32", "lone/forward_inference", "lone/sincos", "lone/newton_schulz")
+COMPILED = (
+    *("step", "row/*/half/32", "row/small_fits/*"),
+    *("lone/forward_inference", "lone/sincos", "lone/newton_schulz"),
+)
 """Cases that are compiled for every test here; `make aot` compiles all."""
 
 
