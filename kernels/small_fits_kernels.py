@@ -33,8 +33,6 @@ def _hidden_zero(TARGET: tl.constexpr):
     return zero
 
 
-# Loops over the parameters all begin at 0: a parameter is then read and written by one thread, so that they may follow
-# each other without a barrier.
 @triton.jit
 def _copy(to_ptr, from_ptr, begin, end):
     for start in range(0, end, _BLOCK_T):
@@ -335,10 +333,13 @@ def small_fits_kernel(
                 PRECISION,
                 TARGET,
             )
-            # What follows reads gradients that other threads wrote.
-            tl.debug_barrier()
-            # A network's numbers stay in memory: registers are for the sweep.
+            # A network's numbers stay in memory: registers are for the sweep. All threads read them before one writes.
             best_mse, rollbacks = tl.load(best_mse_ptr + row), tl.load(rollbacks_ptr + row)
+            target = tl.load(target_ptr + row)
+            updates, skipped = tl.load(adam_step_ptr + row), tl.load(skipped_ptr + row)
+            scale, loss_scale = tl.load(scale_ptr + row), tl.load(loss_scale_ptr + row)
+            # What follows also reads gradients that other threads wrote.
+            tl.debug_barrier()
             loss = squares / count
             mse = loss.to(tl.float64)
             tl.store(mse_ptr + row * (budget + 1) + step, loss)
@@ -352,7 +353,7 @@ def small_fits_kernel(
             better = guarded & (spiked == 0) & (mse <= best_mse)
             # The last of these that holds.
             reason = tl.where(last, _BUDGET, _RUNNING)
-            reason = tl.where(check & (mse <= tl.load(target_ptr + row)), _TARGET, reason)
+            reason = tl.where(check & (mse <= target), _TARGET, reason)
             reason = tl.where(spiked, tl.where((rollbacks > 0) | last, _DIVERGED, _RUNNING), reason)
             reason = tl.where(leave, _RUNNING, reason)
             reason = tl.where(lost, _NON_FINITE, reason)
@@ -362,6 +363,8 @@ def small_fits_kernel(
             if better:
                 _copy(own_best, own, 0, parameters)
                 tl.store(best_mse_ptr + row, mse)
+                # Adam overwrites what is read here.
+                tl.debug_barrier()
             if lost & (moved > 0):
                 _copy(own, last_ptr, trained_from, parameters)
             if spiked:
@@ -370,20 +373,18 @@ def small_fits_kernel(
                     _clear(own_m, parameters)
                     _clear(own_v, parameters)
                     tl.store(adam_step_ptr + row, rollbacks * 0)
-                    tl.store(scale_ptr + row, tl.load(scale_ptr + row) * 0.5)
+                    tl.store(scale_ptr + row, scale * 0.5)
                     tl.store(rollbacks_ptr + row, rollbacks + 1)
             if (going > 0) & (spiked == 0):
                 overflowed = step * 0
                 if HALF:
                     overflowed = _overflowed(gradients_ptr, trained_from, parameters)
-                loss_scale = tl.load(loss_scale_ptr + row)
                 if overflowed > 0:
-                    tl.store(skipped_ptr + row, tl.load(skipped_ptr + row) + 1)
+                    tl.store(skipped_ptr + row, skipped + 1)
                     if PRECISION == "fp16":  # the other half precision has the range of float32
                         tl.store(loss_scale_ptr + row, tl.maximum(loss_scale * 0.0625, 2.0**-64))
                 else:
-                    updates = tl.load(adam_step_ptr + row) + 1
-                    tl.store(adam_step_ptr + row, updates)
+                    tl.store(adam_step_ptr + row, updates + 1)
                     moved += 1
                     _adam(
                         own,
@@ -396,8 +397,8 @@ def small_fits_kernel(
                         parameters,
                         hidden,
                         unscale / loss_scale,
-                        updates,
-                        tl.load(rates_ptr + step) * tl.load(scale_ptr + row),
+                        updates + 1,
+                        tl.load(rates_ptr + step) * scale,
                         beta1,
                         beta2,
                         rest1,

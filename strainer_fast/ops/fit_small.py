@@ -317,7 +317,7 @@ def _run_triton(
             precision=precision,
         )
         if device.type == "cuda":
-            torch.cuda.current_stream(device).synchronize()
+            torch.cuda.synchronize(device)
         # The host's clock, for all networks of the call: a GPU's own counts from the start of each program.
         state.seconds[rows] = time.perf_counter() - begin
 
