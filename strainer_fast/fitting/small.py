@@ -113,7 +113,7 @@ def optimise_small(
     values, records = batch.values, batch.records
     state = engine.FitState.fresh(batch.parameters, recipe.steps, recipe.guard_db is not None, implementation)
     each = torch.arange(recipe.steps, device="cpu")
-    learning_rates = (recipe.learning_rate * factor(recipe, each, torch.zeros_like(each))).float()
+    learning_rates = (recipe.learning_rate * factor(recipe, each, torch.zeros_like(each))).float().to(state.device)
     target = None if recipe.target_psnr is None else torch.full_like(state.best_mse, recipe.target_psnr)
     # The first call only measures, so that an outside look sees the start.
     until, stride, warned = 0, 1, False
