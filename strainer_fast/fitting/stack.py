@@ -16,7 +16,7 @@ from strainer_fast.fitting.recipe import Recipe
 from strainer_fast.fitting.record import BUDGET, DIVERGED, EXACT, INTERRUPTED, NON_FINITE, TARGET, Look, Record
 from strainer_fast.fitting.sampling import Sampler
 from strainer_fast.fitting.schedule import Plateau
-from strainer_fast.fitting.stepper import make_stepper
+from strainer_fast.fitting.steppers import make_stepper
 
 EXACT_FROM_DB = 50.0
 """Values are compared from here on only: it takes an evaluation of the network, which is all but never exact below."""
@@ -32,7 +32,7 @@ class Job:
     Args:
         points: [P, in] of a grid of `shape`, or their features behind the first `num_frozen` layers.
         omegas: of the sine layers that are trained.
-        implementation, precision: what computes a step; see `strainer_fast.fitting.stepper`.
+        implementation, precision: what computes a step; see `strainer_fast.fitting.steppers`.
     """
 
     points: Tensor

@@ -1,7 +1,7 @@
 """Forward, loss and backward of sine networks by the Triton kernels: the same contract as ops.tiled, on a GPU.
 
 Loss and gradients come from launches over waves of points (kernels/siren.py); this is the form of it that stands behind
-autograd, with buffers of its own for every call. Whole fits keep theirs: fitting/stepper.py.
+autograd, with buffers of its own for every call. Whole fits keep theirs: fitting/triton_stepper.py.
 """
 
 from __future__ import annotations
