@@ -9,115 +9,63 @@ its bias [out] stand side by side as [out, in + 1], the form in which its factor
 the device and every launch may be recorded: the host learns of them when it reads the losses.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import cdiv, check_same_device, check_size, check_tensor, launch_options, wrong
+from .checks import check_same_device, check_size, check_tensor, launch_options, wrong
 from .chip import current_chip
-from .optim import _COUNT, _OFFSET, _check_copies, _check_flat, _check_groups, _coordinates, _locate, _store_copies
+from .optim import _OFFSET, _check_copies, _check_flat, _check_groups, _locate, _store_copies
 from .segments import Table
+from .stacks import Stacks, at_stacked
 
 ALIGNED = 8
 """Rows of joined matrices are padded to a multiple of this: products load 16 bytes at a time."""
 
-# Columns of Joined.fields.
-_BASE = tl.constexpr(0)
-_MATRIX_STRIDE = tl.constexpr(1)
-_ROW_STRIDE = tl.constexpr(2)
-_JOINED_FIELDS = tl.constexpr(3)
 
-
-@dataclass(frozen=True)
-class Bank:
-    """Layers of one shape: their gradients are one stack, their factors two, so that two products serve all of them."""
-
-    layers: tuple[int, ...]
-    matrices: int  # of each layer, G * count
-    out: int
-    columns: int  # in + 1, padded with zeros
-    start: int  # first element in a joined buffer
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """[layers * matrices, out, columns]"""
-        return len(self.layers) * self.matrices, self.out, self.columns
-
-
-class Joined:
-    """Gradients of weights and biases side by side, layers of one shape in one stack.
+class Joined(Stacks):
+    """Gradients of weights and biases side by side, and the factors that they are multiplied by.
 
     Args:
         table: of the parameters, weight and bias of each layer in turn, all of them trained.
         device: of the buffers.
 
-    `gradients` is written by launch_settle, `directions` [G + g I]^-1 gradients [A + a I]^-1 by `precondition`;
+    `gradients` is written by launch_settle, `directions` = (G + g I)^-1 gradients (A + a I)^-1 by `precondition`;
     `inverse_a` and `inverse_g` are views [matrices, in + 1, in + 1] and [matrices, out, out] of each layer.
     """
 
     def __init__(self, table: Table, device: torch.device) -> None:
         weights = table.segments[::2]
-        shapes = [(table.groups * s.count, s.rows, cdiv(s.columns + 1, ALIGNED) * ALIGNED) for s in weights]
-        self.banks: list[Bank] = []
-        end = 0
-        for shape in dict.fromkeys(shapes):
-            layers = tuple(i for i, other in enumerate(shapes) if other == shape)
-            self.banks.append(Bank(layers, *shape, end))
-            end += len(layers) * math.prod(shape)
-        rows = []
-        for layer, s in enumerate(weights):
-            bank = next(b for b in self.banks if layer in b.layers)
-            base = bank.start + bank.layers.index(layer) * bank.matrices * bank.out * bank.columns
-            strides = bank.out * bank.columns, bank.columns
-            rows += [(base, *strides), (base + s.columns, *strides)]  # weight, bias
-        self.fields = torch.tensor(rows, dtype=torch.int64, device=device)
+        super().__init__(table, range(len(weights)), True, ALIGNED, device)
         # Padding stays zero: nothing writes it, and the factors' padding meets nothing else.
-        self.gradients = torch.zeros(end, device=device)
-        self.directions = torch.zeros(end, device=device)
-        self._half = torch.empty(end, device=device)
-        a = [torch.zeros(b.shape[0], b.columns, b.columns, device=device) for b in self.banks]
-        g = [torch.zeros(b.shape[0], b.out, b.out, device=device) for b in self.banks]
-        self._factors = list(zip(a, g, strict=True))
+        self.gradients, self.directions = (torch.zeros(self.size, device=device) for _ in range(2))
+        self._half = torch.empty(self.size, device=device)
+        self._factors = [
+            tuple(torch.zeros(b.shape[0], n, n, device=device) for n in (b.columns, b.rows)) for b in self.banks
+        ]
         self.inverse_a: list[Tensor] = []
         self.inverse_g: list[Tensor] = []
-        self._of_layers: list[Tensor] = []  # gradients of each layer, [matrices, out, in + 1]
         for layer, s in enumerate(weights):
-            at, bank = next((i, b) for i, b in enumerate(self.banks) if layer in b.layers)
-            first = bank.layers.index(layer) * bank.matrices
-            own, columns = slice(first, first + bank.matrices), s.columns + 1
-            self.inverse_a.append(a[at][own, :columns, :columns])
-            self.inverse_g.append(g[at][own])
-            self._of_layers.append(self._stack(bank, self.gradients)[own, :, :columns])
-
-    def _stack(self, bank: Bank, buffer: Tensor) -> Tensor:
-        return buffer[bank.start : bank.start + math.prod(bank.shape)].view(bank.shape)
+            bank, own = self.rows_of(layer)
+            a, g = self._factors[self.banks.index(bank)]
+            self.inverse_a.append(a[own, : s.columns + 1, : s.columns + 1])
+            self.inverse_g.append(g[own])
 
     def fill(self, gradients: Sequence[Tensor], factor: float) -> None:
         """Gradients times a factor from those of each weight [matrices, out, in] and bias [matrices, out] in turn."""
-        for joined, weight, bias in zip(self._of_layers, gradients[::2], gradients[1::2], strict=True):
-            torch.mul(weight, factor, out=joined[..., :-1])
-            torch.mul(bias, factor, out=joined[..., -1])
+        for layer, (weight, bias) in enumerate(zip(gradients[::2], gradients[1::2], strict=True)):
+            joined = self.layer(self.gradients, layer)
+            torch.mul(weight, factor, out=joined[..., : weight.shape[-1]])
+            torch.mul(bias, factor, out=joined[..., weight.shape[-1]])
 
     def precondition(self) -> None:
         """Directions from gradients and factors: two batched products a shape, in float32, on memory of its own."""
         for bank, (a, g) in zip(self.banks, self._factors, strict=True):
-            half = torch.bmm(g, self._stack(bank, self.gradients), out=self._stack(bank, self._half))
-            torch.bmm(half, a, out=self._stack(bank, self.directions))
-
-
-@triton.jit
-def _at_joined(joined_fields_ptr, fields_ptr, group, segment, fields, element):
-    """Where elements of a segment lie in a joined buffer."""
-    matrix, row, column = _coordinates(fields, element)
-    own = joined_fields_ptr + segment * _JOINED_FIELDS
-    stride = tl.load(own + _MATRIX_STRIDE)
-    first = tl.load(own + _BASE) + group * tl.load(fields + _COUNT) * stride
-    return first + matrix * stride.to(tl.int32) + row * tl.load(own + _ROW_STRIDE).to(tl.int32) + column
+            half = torch.bmm(g, self.stack(self.gradients, bank), out=self.stack(self._half, bank))
+            torch.bmm(half, a, out=self.stack(self.directions, bank))
 
 
 @triton.jit(do_not_specialize=["signals"])
@@ -198,7 +146,7 @@ def _settle_kernel(
     kept = tl.load(kept_gradients_ptr + at, mask=back, other=0.0)
     tl.store(kept_gradients_ptr + at, gradient, mask=fine)
     tl.store(gradients_ptr + at, kept, mask=back)
-    where = _at_joined(joined_fields_ptr, fields_ptr, group, segment, fields, element)
+    where = at_stacked(joined_fields_ptr, group, segment, fields, element)
     tl.store(joined_ptr + where, factor * tl.where(good, gradient, kept), mask=mask)
 
 
@@ -230,7 +178,7 @@ def _kfac_update_kernel(
     at = group * length + tl.load(fields + _OFFSET) + element
     momentum = tl.minimum(tl.maximum(tl.load(left_ptr + group), least), most)
     step = tl.load(learning_rate_ptr + group) * tl.load(rate_ptr + group)
-    where = _at_joined(joined_fields_ptr, fields_ptr, group, segment, fields, element)
+    where = at_stacked(joined_fields_ptr, group, segment, fields, element)
     direction = tl.load(directions_ptr + where, mask=mask, other=0.0)
     velocity = momentum * tl.load(velocity_ptr + at, mask=mask, other=0.0) + step * direction
     before = tl.load(parameters_ptr + at, mask=mask, other=0.0)

@@ -92,7 +92,7 @@ class Fitter:
         self.recipe = recipe
         self.device = choose_device(device)
         self.implementation = choose(implementation, self.device).name
-        can_skip = recipe.optimiser == "adam"
+        can_skip = recipe.sampling == "full"
         self.precision = resolve_precision(recipe.precision, self.implementation, self.device, can_skip=can_skip)
         self.init = _resolve_init(init, architecture)
         self.shared = init == "shared"

@@ -206,7 +206,7 @@ def _inverses(lower: Tensor, eye: Tensor) -> Tensor:  # [k, n, n] of L -> (L L^T
     if not lower.is_cuda:
         return torch.cholesky_inverse(lower)
     # On a GPU that goes matrix by matrix.
-    half = torch.linalg.solve_triangular(lower, eye, upper=False)
+    half: Tensor = torch.linalg.solve_triangular(lower, eye, upper=False)
     return half.mT @ half
 
 

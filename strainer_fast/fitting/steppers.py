@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from strainer_fast.fitting.kfac import Kfac
+from strainer_fast.fitting.muon import Muon
 from strainer_fast.fitting.optim import Adam, Optimiser
 from strainer_fast.fitting.sampling import Sampler
 from strainer_fast.fitting.stepper import Stepper
 from strainer_fast.fitting.triton_kfac import TritonKfacStepper
+from strainer_fast.fitting.triton_muon import TritonMuonStepper
 from strainer_fast.fitting.triton_stepper import TritonStepper
 
 
@@ -34,4 +36,6 @@ def make_stepper(
             return TritonStepper(*first, optimiser, implementation, precision, independent, keep)
         if isinstance(optimiser, Kfac):
             return TritonKfacStepper(*first, optimiser, implementation, precision, independent, keep)
+        if isinstance(optimiser, Muon):
+            return TritonMuonStepper(*first, optimiser, implementation, precision, independent, keep)
     return Stepper(*first, optimiser, implementation, precision, independent, keep, sampler)

@@ -47,7 +47,7 @@ class FlatStepper(Stepper):
         with on_device(points):
             # A table of its own, because its scales may change: `look`.
             self.pipeline = Pipeline(network, len(points), [True] * len(parameters), device=device, own_table=True)
-        self.flat = self._move(parameters, lambda i, view: setattr(parameters[i], "data", view))
+        self.flat = self._move(parameters, range(len(parameters)), lambda i, view: setattr(parameters[i], "data", view))
         self.gradients, self.previous = torch.zeros_like(self.flat), self.flat.clone()
         groups = self.pipeline.groups
         self.bad, self.skipped = (torch.zeros(groups, dtype=torch.int32, device=device) for _ in range(2))
@@ -59,18 +59,19 @@ class FlatStepper(Stepper):
         self._skipped_before = torch.zeros(groups, dtype=torch.int32, device="cpu")
         self._evaluate, self._update = _Replayed(device), _Replayed(device)
 
-    def _move(self, tensors: Sequence[Tensor], put: Callable[[int, Tensor], object]) -> Tensor:
-        """Copy tensors into a flat buffer and put views of it in their place."""
+    def _move(self, tensors: Sequence[Tensor], which: Sequence[int], put: Callable[[int, Tensor], object]) -> Tensor:
+        """Copy what belongs to parameters `which` into a flat buffer and put views of it in their place."""
         flat = self.points.new_zeros(self.pipeline.groups, self.pipeline.length)
-        for i, (view, tensor) in enumerate(zip(self.pipeline.parameters(flat), tensors, strict=True)):
-            view = view if view.ndim == tensor.ndim else view[0]
+        views = self.pipeline.parameters(flat)
+        for i, (place, tensor) in enumerate(zip(which, tensors, strict=True)):
+            view = views[place] if views[place].ndim == tensor.ndim else views[place][0]
             view.copy_(tensor.detach())
             put(i, view)
         return flat
 
-    def _flattened(self, state: list[Tensor]) -> Tensor:
-        """The same for a list of the optimiser's."""
-        return self._move(state, state.__setitem__)
+    def _flattened(self, state: list[Tensor], which: Sequence[int] | None = None) -> Tensor:
+        """The same for a list of the optimiser's: of all parameters, or of `which`."""
+        return self._move(state, range(len(state)) if which is None else which, state.__setitem__)
 
     def _launch_gradients(self) -> None:
         from strainer_fast.kernels.optim import launch_reduce
@@ -107,7 +108,17 @@ class FlatStepper(Stepper):
         optimiser.advance()
 
     def _before_update(self) -> None:
-        """What is not the same in every step."""
+        """What is not the same in every step: what other ranks have to say."""
+        if self.ranks is not None:
+            self._share([g[0] for g in self.pipeline.parameters(self.gradients)])
+            self.ranks.most(self.bad)
+
+    def last_finite(self) -> list[Tensor]:
+        """Weights of the last evaluation with a finite loss, of each network."""
+        finite = torch.isfinite(self.losses)
+        alive = finite if self.independent else self._everywhere(finite.all()).view(1)
+        flat = torch.where(alive[:, None], self.flat, self.previous)
+        return [v.reshape(p.shape) for v, p in zip(self.pipeline.parameters(flat), self.parameters, strict=True)]
 
     def look(self) -> None:
         """Where gradients overflowed, a smaller scale and a warning."""
@@ -207,18 +218,6 @@ class TritonStepper(FlatStepper):
             precision=self.precision,
         )
         launch_advance(self.step, self.bad, self.skipped)
-
-    def _before_update(self) -> None:
-        if self.ranks is not None:
-            self._share([g[0] for g in self.pipeline.parameters(self.gradients)])
-            self.ranks.most(self.bad)
-
-    def last_finite(self) -> list[Tensor]:
-        """Weights of the last evaluation with a finite loss, of each network."""
-        finite = torch.isfinite(self.losses)
-        alive = finite if self.independent else self._everywhere(finite.all()).view(1)
-        flat = torch.where(alive[:, None], self.flat, self.previous)
-        return [v.reshape(p.shape) for v, p in zip(self.pipeline.parameters(flat), self.parameters, strict=True)]
 
     def look(self) -> None:
         """Step counts to the host, and what every stepper looks for."""
