@@ -126,8 +126,24 @@ class Stepper:
         """Weights of the last evaluation with a finite loss, of each network."""
         return self._kept if self.keep else [p.detach() for p in self.parameters]
 
-    def look(self) -> None:
-        """Bring what the host knows of the optimiser up to date: called where losses are looked at anyway."""
+    @property
+    def can_look_behind(self) -> bool:
+        """Whether `before` is known: losses can then be looked at while the next step runs."""
+        return False
+
+    def before(self) -> list[Tensor]:
+        """Weights of the evaluation before the last update, of each network those of its last finite loss."""
+        raise NotImplementedError(f"{type(self).__name__} does not keep the weights before an update")
+
+    def watched(self) -> list[Tensor]:
+        """What `look` asks of the device: sent along with the losses."""
+        return []
+
+    def look(self, watched: Sequence[Tensor] | None = None) -> None:
+        """Bring what the host knows of the optimiser up to date: called where losses are looked at.
+
+        `watched` is what was sent along with losses before the last update, on the host; None asks the device now.
+        """
 
     def changed(self) -> None:
         """Parameters or optimiser state were changed from outside."""

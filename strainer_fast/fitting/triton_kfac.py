@@ -117,6 +117,10 @@ class TritonKfacStepper(FlatStepper):
             precision=self.precision,
         )
 
+    def before(self) -> list[Tensor]:
+        """Weights of the evaluation before the last update: what raised a loss was taken back."""
+        return self._views(self.previous)
+
     def last_finite(self) -> list[Tensor]:
         """The weights as they are: those of a loss that is not finite were taken back."""
         return [p.detach() for p in self.parameters]

@@ -91,11 +91,12 @@ class TritonMuonStepper(FlatStepper):
         super().update()
         self.optimiser.adam.advance()
 
-    def look(self) -> None:
+    def look(self, watched: Sequence[Tensor] | None = None) -> None:
         """Step counts to the host, and what every stepper looks for."""
-        for optimiser in (self.optimiser, self.optimiser.adam):
-            optimiser.step.copy_(self.step.cpu().view(optimiser.step.shape))
-        super().look()
+        if watched is None:
+            for optimiser in (self.optimiser, self.optimiser.adam):
+                optimiser.step.copy_(self.step.cpu().view(optimiser.step.shape))
+        super().look(watched)
 
     def changed(self) -> None:
         """Step counts too from what was changed outside."""

@@ -57,6 +57,7 @@ class FlatStepper(Stepper):
         self.lowered = 1.0  # what `look` has multiplied scale by
         self.losses = torch.zeros(len(values), device=device)
         self._skipped_before = torch.zeros(groups, dtype=torch.int32, device="cpu")
+        self._at_send = self.skipped, self.losses
         self._evaluate, self._update = _Replayed(device), _Replayed(device)
 
     def _move(self, tensors: Sequence[Tensor], which: Sequence[int], put: Callable[[int, Tensor], object]) -> Tensor:
@@ -117,13 +118,33 @@ class FlatStepper(Stepper):
         """Weights of the last evaluation with a finite loss, of each network."""
         finite = torch.isfinite(self.losses)
         alive = finite if self.independent else self._everywhere(finite.all()).view(1)
-        flat = torch.where(alive[:, None], self.flat, self.previous)
+        return self._views(torch.where(alive[:, None], self.flat, self.previous))
+
+    @property
+    def can_look_behind(self) -> bool:
+        """On a GPU, where the host would have to wait."""
+        return self.points.is_cuda
+
+    def before(self) -> list[Tensor]:
+        """Weights of the evaluation before the last update, of each network those of its last finite loss."""
+        skipped, losses = self._at_send
+        # An update that was skipped has left the weights in place; `previous` is then a step older.
+        stayed = (self.skipped > skipped) & torch.isfinite(losses).view(len(skipped), -1).all(1)
+        return self._views(torch.where(stayed[:, None], self.flat, self.previous))
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        """A flat buffer in the shapes of the parameters."""
         return [v.reshape(p.shape) for v, p in zip(self.pipeline.parameters(flat), self.parameters, strict=True)]
 
-    def look(self) -> None:
+    def watched(self) -> list[Tensor]:
+        """Counts of skipped steps, and losses as the launches left them."""
+        self._at_send = self.skipped.clone(), self.losses.clone()
+        return list(self._at_send)
+
+    def look(self, watched: Sequence[Tensor] | None = None) -> None:
         """Where gradients overflowed, a smaller scale and a warning."""
-        skipped = self.skipped.cpu().clone()
-        overflowed = (skipped > self._skipped_before) & torch.isfinite(self.losses).view(len(skipped), -1).all(1).cpu()
+        skipped, losses = watched or (self.skipped.cpu().clone(), self.losses.cpu())
+        overflowed = (skipped > self._skipped_before) & torch.isfinite(losses).view(len(skipped), -1).all(1)
         self._skipped_before = skipped
         if not overflowed.any():
             return
@@ -219,10 +240,11 @@ class TritonStepper(FlatStepper):
         )
         launch_advance(self.step, self.bad, self.skipped)
 
-    def look(self) -> None:
+    def look(self, watched: Sequence[Tensor] | None = None) -> None:
         """Step counts to the host, and what every stepper looks for."""
-        self.optimiser.step.copy_(self.step.cpu().view(self.optimiser.step.shape))
-        super().look()
+        if watched is None:
+            self.optimiser.step.copy_(self.step.cpu().view(self.optimiser.step.shape))
+        super().look(watched)
 
     def changed(self) -> None:
         """Step counts too from what was changed outside."""
@@ -250,15 +272,20 @@ class _Replayed:
             self.graph.replay()
 
     def _record(self, launches: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
-        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
-        # A stream of this device: PyTorch's own for recording belongs to the first device that recorded. Other threads
-        # may go on allocating meanwhile.
-        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        # Not torch.cuda.graph, which waits for the device and empties PyTorch's cache of memory; on a stream of this
+        # device, because PyTorch's own for recording belongs to the first device that recorded.
+        graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        side.wait_stream(here)
         try:
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                launches()
+            with torch.cuda.stream(side):
+                # Other threads may go on allocating meanwhile.
+                graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    launches()
+                finally:
+                    graph.capture_end()
         except RuntimeError as error:
-            torch.cuda.set_stream(before)  # which a failed recording leaves changed
             warnings.warn(f"no CUDA graph, so every step is launched kernel by kernel: {error}", stacklevel=4)
             return None
         return graph
