@@ -33,6 +33,7 @@ from strainer_fast.models import Architecture, BatchedSiren, Encoder, Siren
 from strainer_fast.models.siren import siren_from_rows
 from strainer_fast.ops import choose, choose_device
 from strainer_fast.ops.dispatch import resolve_precision
+from strainer_fast.ops.triton import whole_rounds
 from strainer_fast.signals import Signal
 from strainer_fast.signals.grid import grid
 
@@ -145,6 +146,8 @@ class Fitter:
         free = engine.available_bytes(self.device)
         while size > 1 and free is not None and self._step_bytes(shape, size) > free // 2:
             size //= 2
+        if self.implementation == "triton":
+            size = whole_rounds(size, self.device)
         return max(size, small.NETWORKS_PER_THREAD * torch.get_num_threads()) if self.is_small(shape) else size
 
     def _step_bytes(self, shape: Sequence[int], size: int) -> int:

@@ -120,6 +120,17 @@ def path_of(coordinates: int, channels: int, width: int, num_layers: int, precis
     return f"whole networks on chip, {precision}" if whole else f"layer by layer over waves of points, {precision}"
 
 
+def whole_rounds(networks: int, device: torch.device) -> int:
+    """At most so many networks: what a launch takes, in whole rounds where one does not hold them all at once."""
+    from strainer_fast.kernels.checks import MOST_NETWORKS
+    from strainer_fast.kernels.on_chip import programs_at_once
+
+    with on_device(torch.empty(0, device=device)):
+        round_ = programs_at_once()
+    networks = min(networks, MOST_NETWORKS)
+    return networks - networks % round_ if networks > round_ else networks
+
+
 def on_device(tensor: Tensor) -> AbstractContextManager[object]:
     """Within, kernels are launched on the device of `tensor`."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
