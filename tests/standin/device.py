@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
+from tests.interpreter import interpret
 from tests.standin import graphs, tensors
 from tests.standin.counts import note, site
 
@@ -32,7 +33,7 @@ def install() -> None:
         raise RuntimeError("the stand-in for a GPU: expected a machine without one, got one. Use it instead.")
     if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError("the stand-in for a GPU: expected to come before Triton, which has chosen its compiler.")
-    os.environ["TRITON_INTERPRET"] = "1"
+    interpret()
     _replace_cuda()
     _replace_tensors()
     _replace_triton()
@@ -85,6 +86,16 @@ def _replace_tensors() -> None:
     torch.__future__.set_overwrite_module_params_on_conversion(True)
 
 
+def refuse_host(kernel: str, arguments: object) -> None:
+    """Raises ValueError, as Triton does, for a tensor among the arguments that is not on the device."""
+    for value in tree_flatten(arguments)[0]:
+        if isinstance(value, Tensor) and not isinstance(value, tensors.DeviceTensor):
+            raise ValueError(
+                f"Pointer argument cannot be accessed from Triton (cpu tensor?): {kernel} at {site()}, a tensor of "
+                f"shape {list(value.shape)}"
+            )
+
+
 def _replace_triton() -> None:
     from triton.runtime import driver, interpreter
 
@@ -93,12 +104,7 @@ def _replace_triton() -> None:
 
     def launch(self: Any, *args: Any, **kwargs: Any) -> None:
         name = self.fn.__name__
-        for value in tree_flatten((args, kwargs))[0]:
-            if isinstance(value, Tensor) and not isinstance(value, tensors.DeviceTensor):
-                raise ValueError(
-                    f"Pointer argument cannot be accessed from Triton (cpu tensor?): {name} at {site()}, a tensor of "
-                    f"shape {list(value.shape)}"
-                )
+        refuse_host(name, (args, kwargs))
         plain, options = tree_map(tensors._inner, args), tree_map(tensors._inner, kwargs)
         graph = graphs.recording()
         if graph is None:

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from tests.standin.counts import note, site
-from tests.standin.graphs import recording, wait
+from tests.standin.graphs import Graph, recording, wait
 
 DEVICE, HOST = torch.device("cuda", 0), torch.device("cpu")
 
@@ -154,7 +154,7 @@ def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 def tensor(data: Any, *, device: Any = None, **kwargs: Any) -> Tensor:
     """torch.tensor: C++ fills it where no dispatch is seen."""
-    device = torch.get_default_device() if device is None else device
+    device = torch.empty(0).device if device is None else device  # the default one
     made = _tensor(data, device=HOST if is_device(device) else device, **kwargs)
     return to(made, DEVICE) if is_device(device) else made
 
@@ -197,14 +197,14 @@ def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         note("operations", name)
         found = func(*plain, **options)
     elif written:
-        graph.add(name, func, plain, options)
+        graph.add(name, func, *_by_value(graph, plain, options, args))
         found = None
     else:
         found = func(*plain, **options)  # for shapes and strides; what it holds is known after a replay
         for new in tree_flatten(found)[0]:
             graph.note_own(new)
         if "empty" not in name:
-            graph.add(name, func, plain, options, into=found)
+            graph.add(name, func, *_by_value(graph, plain, options, args), into=found)
     if written:
         return _written(func, args, kwargs)
     if leaves:
@@ -224,6 +224,19 @@ def _inner(value: Any) -> Any:
 
 def _outer(value: Any) -> Any:
     return DeviceTensor(value) if isinstance(value, Tensor) and not isinstance(value, DeviceTensor) else value
+
+
+def _by_value(graph: Graph, plain: Any, options: Any, given: Any) -> tuple[Any, Any]:
+    """Arguments as a recorded kernel has them: a number of the host is part of the launch, not an address."""
+
+    def copied(value: Any, original: Any) -> Any:
+        if not isinstance(value, Tensor) or isinstance(original, DeviceTensor) or value.ndim:
+            return value
+        number = value.clone()
+        graph.note_own(number)
+        return number
+
+    return tuple(copied(a, b) for a, b in zip(plain, given, strict=True)), options
 
 
 def _check(func: Any, name: str, tensors: list[Tensor], kwargs: dict[str, Any]) -> None:
