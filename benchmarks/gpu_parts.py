@@ -236,7 +236,7 @@ def _captured(step: Callable[[], Tensor], parameters: list[Tensor], adam: torch.
             for tensor in state.values():
                 tensor.zero_()
 
-    def replay() -> Tensor:
+    def replay(keep: object = adam) -> Tensor:  # its moments have to outlive the graph
         graph.replay()
         return losses
 
