@@ -1,1 +1,1 @@
-"""First light: what a GPU is asked in its first fifteen minutes, by one command: `bash benchmarks/first_light/run.sh`."""
+"""What a GPU is asked in its first fifteen minutes, by one command: `bash benchmarks/first_light/run.sh`."""

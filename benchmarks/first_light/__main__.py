@@ -39,8 +39,11 @@ STAGES = "strainer_fast.benchmarks.first_light.stages"
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns its exit code: 1 if something failed."""
-    parser = argparse.ArgumentParser(prog="bash benchmarks/first_light/run.sh", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="bash benchmarks/first_light/run.sh",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--stage", type=int, nargs="+", choices=sorted(BUDGETS), default=sorted(BUDGETS))
     parser.add_argument("--small", action="store_true", help="sizes of a rehearsal")
     parser.add_argument("--tune", action="store_true", help="measure tiles instead; other arguments go to kernels.tune")
@@ -74,13 +77,22 @@ def run_stage(stage: int, limit: float, out: Path, log: IO[str], through: list[s
     if limit < 2 * SPARE:
         rows.row(failed="no time is left for this stage")
         return
-    command = [sys.executable, *(through or ["-m"]), STAGES, str(stage), "--out", str(out), "--until",
-               str(rows.begin + limit - SPARE)] + ["--small"] * small  # fmt: skip
+    command = [
+        sys.executable,
+        *(through or ["-m"]),
+        STAGES,
+        str(stage),
+        "--out",
+        str(out),
+        "--until",
+        str(rows.begin + limit - SPARE),
+    ] + ["--small"] * small
     started = [
-        subprocess.Popen([*command, "--part", f"{part}/{parts}"], stdout=log, stderr=subprocess.STDOUT,
-                         start_new_session=True)
+        subprocess.Popen(
+            [*command, "--part", f"{part}/{parts}"], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
         for part in range(parts)
-    ]  # fmt: skip
+    ]
     try:
         for number, process in enumerate(started):
             try:

@@ -40,8 +40,15 @@ def environment(run: Run) -> None:
         import numpy
 
         cache = Path(os.environ.get("TRITON_CACHE_DIR", "~/.triton/cache")).expanduser()
-        log.row(what="environment", **machine("cuda"), numpy=numpy.__version__, gcc=shutil.which("gcc"),
-                executable=sys.executable, cache_entries=len(list(cache.glob("*"))), explain=sf.ops.explain("auto", "cuda"))  # fmt: skip
+        log.row(
+            what="environment",
+            **machine("cuda"),
+            numpy=numpy.__version__,
+            gcc=shutil.which("gcc"),
+            executable=sys.executable,
+            cache_entries=len(list(cache.glob("*"))),
+            explain=sf.ops.explain("auto", "cuda"),
+        )
     with log.attempt(what="one kernel"):
         from strainer_fast.kernels.trig import launch_sincos
 
@@ -62,12 +69,11 @@ def environment(run: Run) -> None:
 def equality(run: Run) -> None:
     """Every kernel in every precision against float64, each process its share: whole steps, layers, then the tests."""
     log = run.log
-    items = []
-    for case in TINY if run.small else gpu.CASES:
-        for precision in PRECISIONS[:2] if run.small else PRECISIONS:
-            items.append(
-                ({"what": "equality", "case": case.name, "precision": precision}, partial(_case, log, case, precision))
-            )
+    items = [
+        ({"what": "equality", "case": case.name, "precision": precision}, partial(_case, log, case, precision))
+        for case in (TINY if run.small else gpu.CASES)
+        for precision in (PRECISIONS[:2] if run.small else PRECISIONS)
+    ]
     for precision in PRECISIONS[:1] if run.small else PRECISIONS:
         sizes = (64, 32, 3) if run.small else (*gpu.LAYERS[:2], 3)
         items.append(({"what": "layers", "precision": precision}, partial(_layers, log, precision, sizes)))
@@ -88,8 +94,13 @@ def _layers(log: Log, precision: str, sizes: tuple[int, int, int]) -> None:
     for part in gpu_layers.parts(precision, *sizes, "cuda"):
         with log.attempt(what="equality", case=part.name, precision=precision):
             part.launch()
-            log.row(what="equality", case=part.name, precision=precision, of="a layer alone",
-                    **judge(part.results(), part.want, precision))  # fmt: skip
+            log.row(
+                what="equality",
+                case=part.name,
+                precision=precision,
+                of="a layer alone",
+                **judge(part.results(), part.want, precision),
+            )
 
 
 class Share:
@@ -114,8 +125,13 @@ class Share:
         if report.failed:
             lines = str(report.longrepr).strip().splitlines()
             said = [line.removeprefix("E").strip() for line in lines if line.startswith("E ")]
-            self.run.log.row(what="test", name=report.nodeid, failed=" ".join(said)[:600] or lines[-1], trace=lines[-4:],
-                             took_s=report.duration)  # fmt: skip
+            self.run.log.row(
+                what="test",
+                name=report.nodeid,
+                failed=" ".join(said)[:600] or lines[-1],
+                trace=lines[-4:],
+                took_s=report.duration,
+            )
 
 
 def _tests(run: Run) -> None:

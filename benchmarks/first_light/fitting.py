@@ -24,7 +24,7 @@ SMALL = {width: sf.Architecture(hidden_features=width, num_layers=4, num_shared_
 
 def scan(small: bool) -> list[sf.Signal]:
     """One unseen scan, 178x178."""
-    return sf.signals.samples("brain-mri", "test", **({"size": 8} if small else {}))[2:3]
+    return sf.signals.samples("brain-mri", "test", size=8 if small else 178)[2:3]
 
 
 def photos(count: int, size: int) -> list[sf.Signal]:
@@ -65,27 +65,27 @@ def against_the_cpu(run: Run) -> None:
         if device == "cpu":
             for (other, where), psnr in found.items():
                 if other == name and where.startswith("cuda"):
-                    run.log.row(what="beside the CPU", recipe=name, where=where, psnr=psnr, cpu=result.psnr[0],
-                                off_db=psnr - result.psnr[0])  # fmt: skip
+                    run.log.row(
+                        what="beside the CPU",
+                        recipe=name,
+                        where=where,
+                        psnr=psnr,
+                        cpu=result.psnr[0],
+                        off_db=psnr - result.psnr[0],
+                    )
 
-    items: list[tuple[dict[str, Any], Callable[[], object]]] = []
-    for name, precisions in (("paper", ("fp32", "auto")), ("fast", ("fp32", "auto"))):
-        for precision in precisions:
-            items.append(
-                ({"what": "fit", "recipe": name, "precision": precision}, partial(fit, name, precision, "cuda"))
-            )
-    for name in ("paper", "fast"):
-        items.append(({"what": "fit", "recipe": name, "device": "cpu"}, partial(fit, name, "fp32", "cpu")))
-    run.log.each(items)
+    ways = [(name, precision, "cuda") for name in ("paper", "fast") for precision in ("fp32", "auto")]
+    ways += [(name, "fp32", "cpu") for name in ("paper", "fast")]
+    run.log.each([({"what": "fit", "ways": " ".join(way)}, partial(fit, *way)) for way in ways])
 
 
 def time_to_psnr(run: Run) -> None:
-    """Seconds to 35 and 40 dB of `fast`, `paper` and a tuned SIREN on a scan, from random weights and from an encoder."""
+    """Seconds to 35 and 40 dB of `fast`, `paper` and a tuned SIREN on a scan, from random weights or an encoder."""
     limit = {"fast": 3, "paper": 4} if run.small else {"fast": 300, "paper": 2000}
     encoders: dict[str, sf.Encoder] = {}
 
     def pretrain() -> None:
-        signals = sf.signals.samples("brain-mri", **({"size": 8} if run.small else {}))[: 2 if run.small else 10]
+        signals = sf.signals.samples("brain-mri", size=8 if run.small else 178)[: 2 if run.small else 10]
         recipe = sf.recipe("fast", pretrain_steps=2 if run.small else 200)
         for name in ("first", "again"):  # the first one compiles
             begin = time.perf_counter()
@@ -99,13 +99,24 @@ def time_to_psnr(run: Run) -> None:
         seconds_of(scan(run.small), start, sf.recipe(recipe, steps=3), run.small)
         seconds, result = seconds_of(scan(run.small), start, recipe, run.small)
         one = result.signals[0]
-        run.log.row(what="to PSNR", recipe=name, init=init, target=target, seconds=seconds, steps=one.steps,
-                    psnr=one.psnr, stopped=one.stop_reason)  # fmt: skip
+        run.log.row(
+            what="to PSNR",
+            recipe=name,
+            init=init,
+            target=target,
+            seconds=seconds,
+            steps=one.steps,
+            psnr=one.psnr,
+            stopped=one.stop_reason,
+        )
 
     items: list[tuple[dict[str, Any], Callable[[], object]]] = [({"what": "pretrain"}, pretrain)]
     ways: tuple[tuple[str, str, dict[str, Any]], ...] = (
-        ("fast", "encoder", {}), ("fast", "siren", {}), ("tuned SIREN", "siren", TUNED), ("paper", "encoder", {}),
-    )  # fmt: skip
+        ("fast", "encoder", {}),
+        ("fast", "siren", {}),
+        ("tuned SIREN", "siren", TUNED),
+        ("paper", "encoder", {}),
+    )
     for target in (35.0, 40.0):
         for name, init, changes in ways:
             about = {"what": "to PSNR", "recipe": name, "init": init, "target": target}
@@ -142,6 +153,13 @@ def _fits(log: Log, about: dict[str, Any], recipe: sf.Recipe, small: bool) -> No
     first, _ = seconds_of(signals, "siren", sf.recipe(recipe, steps=3), architecture=architecture)
     seconds, result = seconds_of(signals, "siren", recipe, architecture=architecture)
     done = sum(one.steps for one in result.signals)
-    log.row(**about, seconds=seconds, first_s=first, fits_per_s=len(signals) / seconds, network_steps_per_s=done / seconds,
-            psnr=statistics.median(result.psnr), ran=result.settings["environment"]["implementation"],
-            memory_mb=torch.cuda.max_memory_allocated() / 1e6)  # fmt: skip
+    log.row(
+        **about,
+        seconds=seconds,
+        first_s=first,
+        fits_per_s=len(signals) / seconds,
+        network_steps_per_s=done / seconds,
+        psnr=statistics.median(result.psnr),
+        ran=result.settings["environment"]["implementation"],
+        memory_mb=torch.cuda.max_memory_allocated() / 1e6,
+    )

@@ -22,9 +22,13 @@ from strainer_fast.ops.dispatch import PRECISIONS
 if TYPE_CHECKING:
     from strainer_fast.benchmarks.first_light.stages import Run
 
-NCU_METRICS = ("gpu__time_duration.sum", "sm__throughput.avg.pct_of_peak_sustained_elapsed",
-               "gpu__compute_memory_throughput.avg.pct_of_peak_sustained_elapsed",
-               "sm__warps_active.avg.pct_of_peak_sustained_active", "launch__registers_per_thread")  # fmt: skip
+NCU_METRICS = (
+    "gpu__time_duration.sum",
+    "sm__throughput.avg.pct_of_peak_sustained_elapsed",
+    "gpu__compute_memory_throughput.avg.pct_of_peak_sustained_elapsed",
+    "sm__warps_active.avg.pct_of_peak_sustained_active",
+    "launch__registers_per_thread",
+)
 
 NCU_FIT = """
 import strainer_fast as sf
@@ -47,8 +51,16 @@ def rendering(run: Run) -> None:
         error = float((found[:4096] - exact).abs().max())
         first = time.perf_counter() - begin
         median, low, high = cuda_clock([lambda: network.values(points, precision=precision)], 5)[0]
-        run.log.row(what="values", precision=precision, points=count, us=1e6 * median, p20_us=1e6 * low,
-                    p80_us=1e6 * high, first_s=first, most_off=error)  # fmt: skip
+        run.log.row(
+            what="values",
+            precision=precision,
+            points=count,
+            us=1e6 * median,
+            p20_us=1e6 * low,
+            p80_us=1e6 * high,
+            first_s=first,
+            most_off=error,
+        )
 
     def image(**how: Any) -> None:
         times = []
@@ -56,8 +68,14 @@ def rendering(run: Run) -> None:
             begin = time.perf_counter()
             render(network, size, **how)
             times.append(time.perf_counter() - begin)
-        run.log.row(what="render", size=list(size), **how, seconds=times[1], first_s=times[0],
-                    megapixels_per_s=size[0] * size[1] / times[1] / 1e6)  # fmt: skip
+        run.log.row(
+            what="render",
+            size=list(size),
+            **how,
+            seconds=times[1],
+            first_s=times[0],
+            megapixels_per_s=size[0] * size[1] / times[1] / 1e6,
+        )
 
     items: list[tuple[dict[str, Any], Callable[[], object]]] = []
     precisions = PRECISIONS[:2] if run.small else PRECISIONS
@@ -89,9 +107,16 @@ def _profile(run: Run, name: str, steps: int) -> None:
     events = seen.key_averages()
     kernels = sorted((e for e in events if e.self_device_time_total > 0), key=lambda e: -e.self_device_time_total)
     busy = sum(e.self_device_time_total for e in kernels) * 1e-6
-    run.log.row(what="profile", recipe=name, steps=steps, seconds=seconds, busy_s=busy,
-                busy_us_a_step=1e6 * busy / steps, launches_a_step=sum(e.count for e in kernels) / steps,
-                dearest=[[e.key[:60], e.count, e.self_device_time_total / max(e.count, 1)] for e in kernels[:8]])  # fmt: skip
+    run.log.row(
+        what="profile",
+        recipe=name,
+        steps=steps,
+        seconds=seconds,
+        busy_s=busy,
+        busy_us_a_step=1e6 * busy / steps,
+        launches_a_step=sum(e.count for e in kernels) / steps,
+        dearest=[[e.key[:60], e.count, e.self_device_time_total / max(e.count, 1)] for e in kernels[:8]],
+    )
     order = "self_cpu_time_total" if run.small else "self_cuda_time_total"
     (run.out / f"profile-{name}.txt").write_text(events.table(sort_by=order, row_limit=40))
 
@@ -102,8 +127,21 @@ def _ncu(run: Run) -> None:
     if tool is None:
         run.log.row(what="ncu", not_run="ncu is not installed here")
         return
-    command = [tool, "--csv", "--target-processes", "all", "--metrics", ",".join(NCU_METRICS), "--kernel-name-base",
-               "function", "--launch-count", "60", sys.executable, "-c", NCU_FIT]  # fmt: skip
+    command = [
+        tool,
+        "--csv",
+        "--target-processes",
+        "all",
+        "--metrics",
+        ",".join(NCU_METRICS),
+        "--kernel-name-base",
+        "function",
+        "--launch-count",
+        "60",
+        sys.executable,
+        "-c",
+        NCU_FIT,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=max(5, run.log.left()), check=False)
     (run.out / "ncu.csv").write_text(done.stdout[-2_000_000:] + done.stderr[-20_000:])
     kernels = _ncu_rows(done.stdout)

@@ -6,7 +6,7 @@ import json
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +55,7 @@ class Log:
             text = f"{type(error).__name__}: {error}"[:TEXT]
             self.row(**about, failed=text, trace=trace, took_s=round(time.monotonic() - begin, 2))
 
-    def each(self, items: list[tuple[Row, Callable[[], object]]]) -> None:
+    def each(self, items: Sequence[tuple[Mapping[str, Any], Callable[[], object]]]) -> None:
         """Do them in turn as long as there is time; those that are left are a row."""
         for number, (about, run) in enumerate(items):
             if self.left() < 1:

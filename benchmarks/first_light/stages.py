@@ -36,8 +36,13 @@ def watch_compiler(log: Log) -> Callable[[], None]:
 
     def keep() -> None:
         slow = sorted((f for f in found if not f[2]), key=lambda f: -f[1])
-        log.row(what="compiled", kernels=len(slow), seconds=round(sum(s for _, s, _ in slow), 1),
-                from_cache=len(found) - len(slow), slowest=[f"{name} {s:.1f} s" for name, s, _ in slow[:5]])  # fmt: skip
+        log.row(
+            what="compiled",
+            kernels=len(slow),
+            seconds=round(sum(s for _, s, _ in slow), 1),
+            from_cache=len(found) - len(slow),
+            slowest=[f"{name} {s:.1f} s" for name, s, _ in slow[:5]],
+        )
 
     try:
         from triton import knobs

@@ -25,9 +25,11 @@ ROUNDS = 7
 
 CASES = (
     *(case for case in gpu.CASES if not case.independent),
-    *(Case(f"{count} networks 3x32, 28x28", 28, 32, 4, num_signals=count, independent=True, channels=3)
-      for count in (64, 1024)),
-)  # fmt: skip
+    *(
+        Case(f"{count} networks 3x32, 28x28", 28, 32, 4, num_signals=count, independent=True, channels=3)
+        for count in (64, 1024)
+    ),
+)
 """178x178 with one and with ten heads, 512x512, stacks of small networks."""
 
 ALL = ("178x178, 5x256",)
@@ -72,9 +74,12 @@ def steps(run: Run) -> None:
             add(case, ways[0], "bf16")
     for name, recipe in _recipes(run.small).items():
         items.append(({"what": "recipe", "recipe": name}, partial(_recipe, run.log, name, recipe, run.small)))
-    for case in cases:
-        if case.name in (all_of if run.small else PREDICTED):
-            items.append(({"what": "launches", "case": case.name}, partial(_launches, run.log, case, of, bench)))
+    predicted = all_of if run.small else PREDICTED
+    items += [
+        ({"what": "launches", "case": case.name}, partial(_launches, run.log, case, of, bench))
+        for case in cases
+        if case.name in predicted
+    ]
     for case in cases:
         for way in gpu_parts.providers(case, quick=True)[1:]:
             if way.precision is not None and (way.precision == "tf32" or case.name in all_of):
