@@ -9,8 +9,8 @@ from typing import Any
 def interpret() -> None:
     """Load Triton with its interpreter, which is decided once per process; numpy >= 2.4 with Triton <= 3.6 as well.
 
-    There a scalar is an array of one element, which numpy 2.4 warns about when it is to become an int, as a loop's bound
-    does, and 2.5 refuses. Triton 3.7 asks as here.
+    There a scalar is an array of one element: numpy 2.4 warns when it becomes an int, as a loop's bound does, and 2.5
+    refuses. Triton 3.7 asks as here.
     """
     os.environ["TRITON_INTERPRET"] = "1"
     from triton.runtime import interpreter

@@ -1,7 +1,7 @@
 """Counts per step by recipe, or any module of this project on the stand-in.
 
-    python -m tests.standin                      the table of counts: some minutes
-    python -m tests.standin run MODULE [ARGUMENT ...]     as `python -m MODULE`, on the stand-in
+python -m tests.standin                      the table of counts: some minutes
+python -m tests.standin run MODULE [ARGUMENT ...]     as `python -m MODULE`, on the stand-in
 """
 
 from __future__ import annotations

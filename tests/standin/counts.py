@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SKIPPED = (str(ROOT / ".venv"), *(str(Path(__file__).with_name(f"{n}.py")) for n in ("counts", "device", "graphs", "tensors")))
+SKIPPED = (
+    str(ROOT / ".venv"),
+    *(str(Path(__file__).with_name(f"{n}.py")) for n in ("counts", "device", "graphs", "tensors")),
+)
 
 
 @dataclass

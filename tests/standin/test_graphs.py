@@ -56,9 +56,12 @@ def test_operations_and_kernels_are_replayed_on_the_same_memory() -> None:
 
 def test_waiting_spoils_a_recording() -> None:
     x, graph = torch.ones(2, device="cuda"), torch.cuda.CUDAGraph()
-    with pytest.raises(RuntimeError, match="previous error during capture"), torch.cuda.graph(graph):
-        with pytest.raises(RuntimeError, match=r"not permitted when stream is capturing.*waits"):
-            float(x.sum())
+    with (
+        pytest.raises(RuntimeError, match="previous error during capture"),
+        torch.cuda.graph(graph),
+        pytest.raises(RuntimeError, match=r"not permitted when stream is capturing.*waits"),
+    ):
+        float(x.sum())
     with pytest.raises(RuntimeError, match="without a preceding successful capture"):
         graph.replay()
 

@@ -54,7 +54,14 @@ RECIPES: dict[str, tuple[str, dict[str, Any], str, float]] = {
     "frozen": ("paper", {"steps": 4, "freeze": 1}, "encoder", ROUNDED_DB),
     "plateau, guard": (
         "paper",
-        {"steps": 6, "schedule": "plateau", "guard_db": 0.1, "check_every": 2, "learning_rate": 3e-2, "precision": "fp32"},
+        {
+            "steps": 6,
+            "schedule": "plateau",
+            "guard_db": 0.1,
+            "check_every": 2,
+            "learning_rate": 3e-2,
+            "precision": "fp32",
+        },
         "encoder",
         0.05,  # long steps: differences grow
     ),
@@ -115,7 +122,7 @@ def test_a_data_set(signals: list[sf.Signal], trained: sf.Encoder, tmp_path: Pat
         sf.fit_dataset(signals, tmp_path / device, trained, recipe, device=device, implementation=how)
         for device, how in (("cuda", "auto"), ("cpu", "tiled"))
     ]
-    ours, cpus = ([row.psnr for row in each.rows()] for each in found)
+    ours, cpus = ([row.signal.psnr for row in each.rows()] for each in found)
     assert ours == pytest.approx(cpus, abs=EXACT_DB)
 
 
