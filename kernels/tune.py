@@ -187,7 +187,7 @@ def costs(rows: Sequence[Row], chip: Chip) -> dict[Row, list[float]]:
     first = 1000
     marked = [replace(r, tiles=replace(r.tiles, stages=first + i)) for i, r in enumerate(rows)]
     spent: dict[Row, list[float]] = {row: [] for row in rows}
-    steps = [partial(step, points=POINTS), stacked_step]
+    steps: list[Callable[[str], None]] = [partial(step, points=POINTS), stacked_step]
     known = chip if chip.name in CHIPS else nearest(chip)
     for precision in ("fp16", "tf32", "fp32"):
         for run in steps:

@@ -180,7 +180,7 @@ class GpuClock:
         self.compile(choices)
         graphs: dict[int, torch.cuda.CUDAGraph] = {}
         launches, want = [], None  # launches hold the tensors that graphs read
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         for index, choice in enumerate(choices):
             problem = self._compiled(choice)
             try:

@@ -14,8 +14,13 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 Reports = dict[tuple[str, str], dict[str, Any]]
 """Precision and case to what `kernels.aot --json` says."""
 
-COMPILED = ("step", "row/*/half/32", "lone/forward_inference", "lone/sincos", "lone/newton_schulz")
-"""Cases that are compiled for every test here; `make aot` compiles all."""
+COMPILED = (
+    *("step", "step-strainer", "step-stacked"),
+    *("row/*/half/32", "row/heads/*", "row/network_step/*"),
+    *("lone/forward_inference", "lone/sincos", "lone/newton_schulz"),
+)
+"""Cases that are compiled for every test here: steps of one network, of many heads, of a stack, and the kernels whose
+tiles are largest beside the registers at each width. `make aot` compiles all."""
 
 
 def python(*arguments: str, interpret: bool = False, cache: Path | None = None) -> subprocess.CompletedProcess[str]:
