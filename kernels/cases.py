@@ -170,14 +170,17 @@ def heads(precision: str, points: int = POINTS, width: int = WIDTH, count: int =
 
 
 def _weights(width: int, hidden: int, precision: str | None, splits: int | None = None) -> Weights:
-    """Of a network in fp32 with its operands, or partial sums of their gradients."""
+    """Of a network in fp32 with its operands, or partial sums of their gradients.
+
+    Hidden layers lie behind the first of them, which is what launchers are given: a GPU writes to all.
+    """
     lead = (1,) if splits is None else (splits, 1)
     operand = DTYPES[precision] if precision else torch.float32
     return Weights(
         empty(*lead, width, COORDINATES),
         empty(*lead, width),
-        empty(*lead, width, width, dtype=operand),
-        empty(*lead, width),
+        empty(hidden, *lead, width, width, dtype=operand)[0],
+        empty(hidden, *lead, width)[0],
         empty(*lead, CHANNELS, width, dtype=operand),
         empty(*lead, CHANNELS),
         hidden,

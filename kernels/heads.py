@@ -170,7 +170,8 @@ def launch_residual(
     if sums.numel() == 0:
         return
     weights = values if point_weights is None else point_weights
-    residual_kernel[(blocks, cdiv(g.shape[2], t.outputs), networks)](
+    block_o = min(t.outputs, max(16, triton.next_power_of_2(g.shape[2])))  # columns are few beside a layer's units
+    residual_kernel[(blocks, cdiv(g.shape[2], block_o), networks)](
         h,
         w,
         b,
@@ -195,7 +196,7 @@ def launch_residual(
         HAS_WEIGHTS=point_weights is not None,
         ADD=add,
         BLOCK_P=t.points,
-        BLOCK_O=t.outputs,
+        BLOCK_O=block_o,
         BLOCK_K=t.inputs,
         PRECISION=precision,
         TARGET=current_chip().target,
