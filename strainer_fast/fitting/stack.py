@@ -182,8 +182,8 @@ class Stack:
     def look(self, interrupted: bool, watch: Watch) -> Stack | None:
         """See all losses, let go of the networks that stop; returns what is left, None where that is nothing."""
         if self.sampler is not None:
-            losses, known = self._losses.last
-            if known:
+            losses, on_all_points = self._losses.last
+            if on_all_points:
                 self.sampler.look(float(-10 * losses.log10()), None)
             else:
                 self._losses.replace_last(self.stepper.measure())
