@@ -55,7 +55,7 @@ TABLE: tuple[Row, ...] = (
     *_rows("forward", FP32, NVIDIA, *NARROW_FP32, (ANY, Tiles(64, 64, 32, 4, 3))),
     *_few("forward", HALF, NVIDIA, Tiles(64, 64, 64, 4, 3)),
     *_few("forward", TF32, NVIDIA, Tiles(64, 64, 32, 4, 3)),
-    # the same with coordinates in place of the inputs, or inputs computed from them
+    # the same with coordinates in place of the inputs
     *_rows("forward_first", HALF, NVIDIA, *NARROW, (ANY, Tiles(128, 128, 64, 8, 3))),
     *_rows("forward_first", TF32, NVIDIA, *NARROW[:2], (64, Tiles(64, 64, 32, 4, 3)), (ANY, Tiles(128, 128, 32, 8, 3))),
     *_rows("forward_first", FP32, NVIDIA, *NARROW_FP32, (ANY, Tiles(64, 64, 32, 4, 3))),
@@ -81,7 +81,9 @@ TABLE: tuple[Row, ...] = (
            (ANY, Tiles(64, 32, 64, 4, 3))),
     # dW = dz^T x: outputs x inputs, in steps of points
     *_rows("weight_gradient", HALF, NVIDIA, (16, Tiles(64, 16, 16, 4, 2)), (32, Tiles(64, 32, 32, 4, 2)),
-           (64, Tiles(64, 64, 64, 4, 3)), (ANY, Tiles(64, 128, 128, 8, 3))),
+           (64, Tiles(64, 64, 64, 4, 3)), (128, Tiles(64, 128, 128, 8, 3))),
+    *_rows("weight_gradient", HALF, "ampere ada", (ANY, Tiles(64, 128, 128, 8, 3))),
+    *_rows("weight_gradient", HALF, "hopper", (ANY, Tiles(64, 128, 256, 8, 3))),
     *_rows("weight_gradient", TF32, NVIDIA, (16, Tiles(32, 16, 16, 4, 2)), (32, Tiles(32, 32, 32, 4, 2)),
            (64, Tiles(32, 64, 64, 4, 3)), (ANY, Tiles(32, 128, 64, 8, 3))),
     *_rows("weight_gradient", FP32, NVIDIA, (16, Tiles(32, 16, 16, 4, 2)), (32, Tiles(32, 32, 32, 4, 2)),

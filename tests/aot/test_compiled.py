@@ -8,22 +8,19 @@ import triton
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 CHIPS = ("sm_80", "sm_90")
 PRODUCTS = (
-    "step/forward-from-coordinates",
     "step/forward",
     "step/heads",
     "step/weight_gradient",
-    "step/weight_gradient-from-coordinates",
     "step/input_gradient",
     "step/first_gradient-from-coordinates",
 )
 """Kernels that multiply matrices."""
 
 ROWS = ("row/forward/{0}/half/32", "row/input_gradient/{0}/half/32", "row/weight_gradient/{0}/half/32")
-OTHERS = ("step/losses", "step/reduce", "step/adam", "step/advance", "lone/sincos")
+OTHERS = ("step/forward-first", "step/losses", "step/reduce", "step/adam", "step/advance", "lone/sincos")
 
 THROUGH_REGISTERS = {
     ("sm_90", "tf32", "step/weight_gradient"),
-    ("sm_90", "tf32", "step/weight_gradient-from-coordinates"),
 }
 """Products whose operands do not go to shared memory by 16-byte asynchronous copies: gaps to be closed.
 
@@ -120,7 +117,7 @@ def test_fp32_products_are_exact(chip: str, case: str, reports: Reports) -> None
 
 @every_chip
 @every_precision
-@pytest.mark.parametrize("case", [*PRODUCTS, "lone/forward_inference", "lone/sincos"])
+@pytest.mark.parametrize("case", [*PRODUCTS, "step/forward-first", "lone/forward_inference", "lone/sincos"])
 def test_sines(chip: str, precision: str, case: str, reports: Reports) -> None:
     """Instructions of the special-function unit are counted, not guessed.
 
