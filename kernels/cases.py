@@ -29,7 +29,7 @@ from .mm import PRECISIONS
 from .muon import launch_momenta, launch_muon_update
 from .newton_schulz import launch_newton_schulz, newton_schulz_scratch
 from .on_chip import Weights, launch_network_forward, launch_network_step, scratch_size, step_programs
-from .optim import launch_adam, launch_advance, launch_copies, launch_reduce
+from .optim import launch_adam, launch_advance, launch_copies
 from .plan import Network
 from .segments import DTYPES
 from .siren import Pipeline
@@ -254,11 +254,11 @@ def step(precision: str, network: Network | None = None, points: int = POINTS) -
     bad, counts = empty(groups, dtype=torch.int32), empty(groups, dtype=torch.int32)
     parameters, gradients, first_moments, second_moments = (empty(groups, pipeline.length) for _ in range(4))
     values = empty(signals, points, network.widths[-1])
-    pipeline.launch(empty(points, COORDINATES), values, empty(signals), empty(signals), empty(signals), bad)
-    launch_reduce(pipeline.table, pipeline.partials, gradients, bad)
+    pipeline.launch(empty(points, COORDINATES), values, empty(signals), empty(signals), empty(signals), bad,
+                    gradients=gradients)  # fmt: skip
     launch_adam(pipeline.table, parameters, gradients, first_moments, second_moments, counts, empty(groups), bad,
-                pipeline.copies, pipeline.exact_copies, precision=precision)  # fmt: skip
-    launch_advance(counts, bad, empty(groups, dtype=torch.int32))
+                pipeline.copies, pipeline.exact_copies, counts=(torch.empty_like(bad), torch.empty_like(bad)),
+                precision=precision)  # fmt: skip
 
 
 def large_step(precision: str) -> None:
@@ -319,6 +319,7 @@ def muon(precision: str) -> None:
     launch_momenta(table, stacks, buffer(), buffer(), bad, empty(stacks.size), keep=0.95)
     launch_muon_update(table, stacks, buffer(), empty(1), bad, empty(stacks.size), empty(len(table.segments)),
                        pipeline.copies, pipeline.exact_copies, precision=precision)  # fmt: skip
+    launch_advance(counter(), bad, counter())
 
 
 STEPS: tuple[Case, ...] = (

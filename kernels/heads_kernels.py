@@ -237,7 +237,8 @@ def residual_kernel(
 
 
 @triton.jit
-def losses_kernel(
+def store_loss(
+    signal,
     sums_ptr,  # [S, N, outputs]
     norm_ptr,  # [signals]
     losses_ptr,  # [signals]
@@ -251,7 +252,6 @@ def losses_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """losses[signal] = its sums over splits and channels, in a fixed order, divided by its norm."""
-    signal = tl.program_id(0)
     cs = tl.arange(0, BLOCK_C)
     total = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
     for start in range(0, splits, BLOCK_S):
@@ -264,3 +264,24 @@ def losses_kernel(
         # A non-finite number minus itself is not zero.
         if loss - loss != 0.0:
             tl.atomic_max(bad_ptr + signal // signals_per_group, 1)
+
+
+@triton.jit
+def losses_kernel(
+    sums_ptr,
+    norm_ptr,
+    losses_ptr,
+    bad_ptr,
+    splits,
+    stride_s,
+    channels,
+    signals_per_group,
+    FLAG: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """`store_loss` for each signal."""
+    store_loss(
+        tl.program_id(0), sums_ptr, norm_ptr, losses_ptr, bad_ptr, splits, stride_s, channels, signals_per_group, FLAG,
+        BLOCK_S, BLOCK_C,
+    )  # fmt: skip

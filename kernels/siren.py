@@ -25,6 +25,7 @@ from .configs import FEW_INPUTS
 from .heads import heads_splits, launch_heads_loss, launch_losses, launch_residual
 from .layers import launch_first_gradient, launch_forward, launch_input_gradient, launch_weight_gradient
 from .on_chip import Weights, launch_network_forward, launch_network_step, scratch_size
+from .optim import launch_reduce
 from .plan import Network, Plan
 from .segments import DTYPES, Segment, Table
 
@@ -187,8 +188,11 @@ class Pipeline(Plan):
         *,
         point_weights: Tensor | None = None,  # [N, P]
         dpoints: Tensor | None = None,  # [P, in]; overwritten, times loss_scale
+        gradients: Tensor | None = None,  # [G, T]; overwritten
     ) -> None:
-        """Losses, and partial sums of the gradients, from the copies of the weights. Allocates and waits for nothing.
+        """Losses and gradients from the copies of the weights. Allocates and waits for nothing.
+
+        `bad` is then also set where a gradient is not finite. Without `gradients` their partial sums are left.
 
         Raises ValueError for tensors that do not belong together, before anything is launched.
         """
@@ -199,7 +203,10 @@ class Pipeline(Plan):
             weights = None if point_weights is None else point_weights[:, own]
             gradient = None if dpoints is None else dpoints[own]
             self._wave(points[own], values[:, own], scale, weights, gradient, start > 0)
-        launch_losses(self.sums, norm, losses, bad)
+        if gradients is None or bad is None:
+            launch_losses(self.sums, norm, losses, bad)
+        else:
+            launch_reduce(self.table, self.partials, gradients, bad, (self.sums, norm, losses))
 
     def _launch_on_chip(self, points: Tensor, values: Tensor, scale: Tensor, point_weights: Tensor | None) -> None:
         first, hidden, head = (self._gradients(i) for i in (0, min(1, self.layers - 1), self.layers - 1))

@@ -75,10 +75,8 @@ class FlatStepper(Stepper):
         return self._move(state, range(len(state)) if which is None else which, state.__setitem__)
 
     def _launch_gradients(self) -> None:
-        from strainer_fast.kernels.optim import launch_reduce
-
-        self.pipeline.launch(self.points, self.values, self.scale, self.norm, self.losses, self.bad)
-        launch_reduce(self.pipeline.table, self.pipeline.partials, self.gradients, self.bad)
+        data = self.points, self.values, self.scale, self.norm
+        self.pipeline.launch(*data, self.losses, self.bad, gradients=self.gradients)
 
     @abstractmethod
     def _launch_update(self) -> None:
@@ -214,11 +212,11 @@ class TritonStepper(FlatStepper):
     ) -> None:
         super().__init__(points, values, parameters, omegas, optimiser, implementation, precision, independent, keep)
         self.exp_avg, self.exp_avg_sq = self._flattened(optimiser.exp_avg), self._flattened(optimiser.exp_avg_sq)
-        self.step = torch.zeros_like(self.bad)
+        self.step, self.arrived = torch.zeros_like(self.bad), torch.zeros_like(self.bad)
         self.changed()
 
     def _launch_update(self) -> None:
-        from strainer_fast.kernels.optim import launch_adam, launch_advance
+        from strainer_fast.kernels.optim import launch_adam
 
         pipeline, recipe = self.pipeline, self.optimiser.recipe
         launch_adam(
@@ -233,12 +231,12 @@ class TritonStepper(FlatStepper):
             pipeline.copies,
             pipeline.exact_copies,
             self.previous,
+            (self.skipped, self.arrived),
             beta1=recipe.betas[0],
             beta2=recipe.betas[1],
             eps=recipe.eps,
             precision=self.precision,
         )
-        launch_advance(self.step, self.bad, self.skipped)
 
     def look(self, watched: Sequence[Tensor] | None = None) -> None:
         """Step counts to the host, and what every stepper looks for."""

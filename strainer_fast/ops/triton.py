@@ -37,7 +37,7 @@ def sweep(
         gradients, point_gradient = empty_gradients(points, parameters, wanted, want_points)
         return Swept((torch.zeros_like(norm) / norm).to(values.dtype), gradients, point_gradient)
 
-    from strainer_fast.kernels.optim import launch_copies, launch_reduce
+    from strainer_fast.kernels.optim import launch_copies
     from strainer_fast.kernels.plan import network_of
     from strainer_fast.kernels.siren import Pipeline
 
@@ -54,20 +54,20 @@ def sweep(
             point_weights = point_weights.expand(num_signals, num_points)
         scale = scale * pipeline.loss_scale
         shift = _shift(values, scale, point_weights)
+        reduced = torch.empty_like(flat) if any(wanted) else None
         pipeline.launch(
             points,
             values,
             scale * shift,
             norm.to(torch.float32),
             losses,
+            torch.zeros(pipeline.groups, dtype=torch.int32, device=points.device),
             point_weights=point_weights,
             dpoints=dpoints,
+            gradients=reduced,
         )
         gradients = [None] * len(parameters)
-        if any(wanted):
-            reduced = torch.empty_like(flat)
-            bad = torch.zeros(pipeline.groups, dtype=torch.int32, device=points.device)
-            launch_reduce(pipeline.table, pipeline.partials, reduced, bad)
+        if reduced is not None:
             each = zip(pipeline.parameters(reduced), parameters, wanted, strict=True)
             # New tensors: an operator may not return several views of one memory.
             gradients = [g.reshape(p.shape) / shift if w else None for g, p, w in each]

@@ -17,7 +17,7 @@ PRODUCTS = (
 """Kernels that multiply matrices."""
 
 ROWS = ("row/forward/{0}/half/32", "row/input_gradient/{0}/half/32", "row/weight_gradient/{0}/half/32")
-OTHERS = ("step/forward-first", "step/losses", "step/reduce", "step/adam", "step/advance", "lone/sincos")
+OTHERS = ("step/forward-first", "step/reduce", "step/adam", "lone/sincos")
 
 THROUGH_REGISTERS = {
     ("sm_90", "tf32", "step/weight_gradient"),
