@@ -8,22 +8,26 @@ LINKS := strainer_fast/kernels strainer_fast/benchmarks
 ENGINE := $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h kernels/cpu/*.inl)
 RUN := benchmarks/results/latest
 
-.PHONY: demo test test-main test-interpreter test-aot test-sanitized test-oldest test-gpu aot tune bench-gpu check check-long lint bench bench-quick keep-bench ten-thousand dev clean
+.PHONY: demo test test-main test-interpreter test-standin test-triton-3.6 test-aot test-sanitized test-oldest test-gpu aot tune bench-gpu check check-long lint bench bench-quick keep-bench ten-thousand dev clean
 
 demo: $(STAMP)
 	$(BIN)/strainer-fast demo --out demo
 
-test: test-main test-interpreter test-aot
+test: test-main test-interpreter test-standin test-aot
 
 # What runs kernels or compiles them has processes of its own: Triton decides once whether it interprets.
 INTERPRETED := tests/kernels tests/ops_triton
-MAIN := $(addprefix --ignore=,$(INTERPRETED) tests/aot tests/gpu)
+MAIN := $(addprefix --ignore=,$(INTERPRETED) tests/standin tests/aot tests/gpu)
 
 test-main: $(STAMP)
 	$(PYTEST) -m "not long" $(MAIN)
 
 test-interpreter: $(STAMP)
 	$(PYTEST) -m "not long" $(INTERPRETED)
+
+# The whole CUDA path on a stand-in for a GPU, which replaces parts of torch for its process.
+test-standin: $(STAMP)
+	$(PYTEST) tests/standin
 
 test-aot: $(STAMP)
 	$(PYTEST) tests/aot

@@ -14,6 +14,7 @@ setup(
         "strainer_fast.kernels.cpu",
         "strainer_fast.benchmarks",
         "strainer_fast.benchmarks.datasets",
+        "strainer_fast.benchmarks.first_light",
         "strainer_fast.benchmarks.time_to_psnr",
     ],
     package_dir={"strainer_fast.kernels": "kernels", "strainer_fast.benchmarks": "benchmarks"},

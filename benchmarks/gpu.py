@@ -203,7 +203,7 @@ def prediction(case: Case, problem: Problem, precision: str, bench: Bench, chip:
     stepper = triton_stepper(problem, precision)
     with capture(chip, bench.device) as launches:
         stepper._launch_gradients()
-        stepper._launch_adam()
+        stepper._launch_update()
 
     def together() -> None:
         for launch in launches:

@@ -166,7 +166,7 @@ class Stepping:
 def triton_stepper(problem: Problem, precision: str) -> Any:
     """The TritonStepper of fits and pre-training."""
     from strainer_fast.fitting.optim import Adam
-    from strainer_fast.fitting.stepper import make_stepper
+    from strainer_fast.fitting.steppers import make_stepper
 
     parameters, p = leaves(problem), problem
     independent = parameters[0].ndim == 3
@@ -236,7 +236,7 @@ def _captured(step: Callable[[], Tensor], parameters: list[Tensor], adam: torch.
             for tensor in state.values():
                 tensor.zero_()
 
-    def replay() -> Tensor:
+    def replay(keep: object = adam) -> Tensor:  # its moments have to outlive the graph
         graph.replay()
         return losses
 

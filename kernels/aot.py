@@ -187,6 +187,18 @@ def markdown(outcomes: list[Outcome]) -> str:
     return "\n".join(parts)
 
 
+def spills(outcomes: list[Outcome]) -> str:
+    """The kernels that spill with this compiler, as a list; a sentence where none does."""
+    found = [
+        f"- {o.job.chip.name}, {o.job.precision}: {', '.join(o.job.cases)}: {o.report.spilled} stored, "
+        f"{o.report.reloaded} loaded"
+        for o in outcomes
+        if o.report and (o.report.spilled or o.report.reloaded)
+    ]
+    head = f"{len(found)} of {len(outcomes)} kernels spill with triton {triton.__version__}; bytes a thread:"
+    return "\n".join([head, "", *found]) + "\n" if found else f"No kernel spills with triton {triton.__version__}.\n"
+
+
 def _table(columns: Iterable[str], rows: Iterable[list[str]]) -> str:
     lines = [list(columns), ["---"] * len(list(columns)), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -242,7 +254,7 @@ def main(arguments: list[str] | None = None) -> int:
         header = HEADER.format(date=datetime.date.today(), version=triton.__version__, command=command.strip())
         chips = [CHIPS[name] for name in options.chip]
         model = f"## A training step, modelled\n\n{assumptions(chips)}\n{summary(chips, options.precision)}"
-        text = f"{header}\n{markdown(outcomes)}\n{model}"
+        text = f"{header}\n## Spills\n\n{spills(outcomes)}\n{markdown(outcomes)}\n{model}"
         if options.markdown:
             write(options.markdown, text)
         else:

@@ -15,6 +15,7 @@ from torch import Tensor
 from .chip import Chip
 from .configs import BYTES, generation
 from .heads import heads_splits, launch_heads_loss
+from .kfac import Joined, launch_kfac_update, launch_settle
 from .layers import (
     first_gradient_splits,
     launch_first_gradient,
@@ -25,13 +26,15 @@ from .layers import (
     splits_for,
 )
 from .mm import PRECISIONS
+from .muon import launch_momenta, launch_muon_update
 from .newton_schulz import launch_newton_schulz, newton_schulz_scratch
 from .on_chip import Weights, launch_network_forward, launch_network_step, scratch_size, step_programs
-from .optim import launch_adam, launch_advance, launch_copies, launch_reduce
+from .optim import launch_adam, launch_advance, launch_copies
 from .plan import Network
 from .segments import DTYPES
 from .siren import Pipeline
 from .small_fits import Fits, Layout, launch_small_fits, small_fits_programs, small_fits_scratch
+from .stacks import Stacks
 from .tiles import ANY, TABLE, Row
 from .trig import launch_sincos
 
@@ -88,11 +91,9 @@ def forward(precision: str, points: int = POINTS, width: int = WIDTH) -> None:
 
 
 def forward_first(precision: str, points: int = POINTS, width: int = WIDTH) -> None:
-    """The second layer: its input is computed from coordinates."""
-    y = activations(precision, points, width)
-    launch_forward(empty(points, COORDINATES), weight(width, width, precision), empty(1, width), y,
-                   cosine=torch.empty_like(y), omega=1.0, first=(empty(1, width, COORDINATES), empty(1, width)),
-                   operand=True, precision=precision)  # fmt: skip
+    """The first layer in training: its cosine is not kept."""
+    launch_forward(empty(points, COORDINATES), weight(width, COORDINATES, "fp32"), empty(1, width),
+                   activations(precision, points, width), omega=1.0, operand=True, precision=precision)  # fmt: skip
 
 
 def forward_inference(precision: str) -> None:
@@ -171,14 +172,17 @@ def heads(precision: str, points: int = POINTS, width: int = WIDTH, count: int =
 
 
 def _weights(width: int, hidden: int, precision: str | None, splits: int | None = None) -> Weights:
-    """Of a network in fp32 with its operands, or partial sums of their gradients."""
+    """Of a network in fp32 with its operands, or partial sums of their gradients.
+
+    Hidden layers lie behind the first of them, which is what launchers are given: a GPU writes to all.
+    """
     lead = (1,) if splits is None else (splits, 1)
     operand = DTYPES[precision] if precision else torch.float32
     return Weights(
         empty(*lead, width, COORDINATES),
         empty(*lead, width),
-        empty(*lead, width, width, dtype=operand),
-        empty(*lead, width),
+        empty(hidden, *lead, width, width, dtype=operand)[0],
+        empty(hidden, *lead, width)[0],
         empty(*lead, CHANNELS, width, dtype=operand),
         empty(*lead, CHANNELS),
         hidden,
@@ -281,11 +285,11 @@ def step(precision: str, network: Network | None = None, points: int = POINTS) -
     bad, counts = empty(groups, dtype=torch.int32), empty(groups, dtype=torch.int32)
     parameters, gradients, first_moments, second_moments = (empty(groups, pipeline.length) for _ in range(4))
     values = empty(signals, points, network.widths[-1])
-    pipeline.launch(empty(points, COORDINATES), values, empty(signals), empty(signals), empty(signals), bad)
-    launch_reduce(pipeline.table, pipeline.partials, gradients, bad)
+    pipeline.launch(empty(points, COORDINATES), values, empty(signals), empty(signals), empty(signals), bad,
+                    gradients=gradients)  # fmt: skip
     launch_adam(pipeline.table, parameters, gradients, first_moments, second_moments, counts, empty(groups), bad,
-                pipeline.copies, pipeline.exact_copies, precision=precision)  # fmt: skip
-    launch_advance(counts, bad, empty(groups, dtype=torch.int32))
+                pipeline.copies, pipeline.exact_copies, counts=(torch.empty_like(bad), torch.empty_like(bad)),
+                precision=precision)  # fmt: skip
 
 
 def large_step(precision: str) -> None:
@@ -318,6 +322,37 @@ def newton_schulz(precision: str) -> None:
     launch_newton_schulz(x, torch.empty_like(x), scratch, precision=precision)
 
 
+def _flat(precision: str) -> tuple[Pipeline, Callable[[], Tensor], Callable[[], Tensor]]:
+    """The paper's step, and what makes buffers [G, T] and counters [G] for it."""
+    network = Network(COORDINATES, (*[WIDTH] * LAYERS, CHANNELS), (1,) * (LAYERS + 1), (30.0,) * LAYERS, precision)
+    pipeline = Pipeline(network, POINTS, [True] * (2 * len(network.widths)), device="meta")
+    groups = pipeline.groups
+    return pipeline, lambda: empty(groups, pipeline.length), lambda: empty(groups, dtype=torch.int32)
+
+
+def kfac(precision: str) -> None:
+    """K-FAC's own launches of a step."""
+    pipeline, buffer, counter = _flat(precision)
+    joined = Joined(pipeline.table, torch.device("meta"))
+    parameters, velocity, moved, rate, left = buffer(), buffer(), counter(), empty(1), empty(1)
+    launch_settle(pipeline.table, joined, parameters, buffer(), buffer(), buffer(), velocity, empty(1), empty(1),
+                  counter(), counter(), counter(), moved, empty(1), rate, left, growth=1.05, cut=0.5, smoothing=0.8,
+                  factor=1.5)  # fmt: skip
+    launch_kfac_update(pipeline.table, joined, parameters, velocity, buffer(), empty(1), rate, left, moved,
+                       pipeline.copies, pipeline.exact_copies, momentum=(0.5, 0.95), precision=precision)  # fmt: skip
+
+
+def muon(precision: str) -> None:
+    """Muon's own launches of a step, but for Newton and Schulz's products."""
+    pipeline, buffer, counter = _flat(precision)
+    table, bad = pipeline.table, counter()
+    stacks = Stacks(table, range(1, LAYERS), False, 1, torch.device("meta"))
+    launch_momenta(table, stacks, buffer(), buffer(), bad, empty(stacks.size), keep=0.95)
+    launch_muon_update(table, stacks, buffer(), empty(1), bad, empty(stacks.size), empty(len(table.segments)),
+                       pipeline.copies, pipeline.exact_copies, precision=precision)  # fmt: skip
+    launch_advance(counter(), bad, counter())
+
+
 STEPS: tuple[Case, ...] = (
     Case("step", step),
     Case("step-512", large_step),
@@ -329,7 +364,7 @@ STEPS: tuple[Case, ...] = (
 LONE: tuple[Case, ...] = tuple(
     Case(f"lone/{call.__name__}", call)
     for call in (forward_inference, forward_layer, forward_few_inputs, slope, weight_gradient_few_inputs, sincos,
-                 copies, newton_schulz)
+                 copies, newton_schulz, kfac, muon)
 )  # fmt: skip
 """Kernels outside of steps, or as layers on their own launch them."""
 

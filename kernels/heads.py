@@ -170,7 +170,8 @@ def launch_residual(
     if sums.numel() == 0:
         return
     weights = values if point_weights is None else point_weights
-    residual_kernel[(blocks, cdiv(g.shape[2], t.outputs), networks)](
+    block_o = min(t.outputs, max(16, triton.next_power_of_2(g.shape[2])))  # columns are few beside a layer's units
+    residual_kernel[(blocks, cdiv(g.shape[2], block_o), networks)](
         h,
         w,
         b,
@@ -195,7 +196,7 @@ def launch_residual(
         HAS_WEIGHTS=point_weights is not None,
         ADD=add,
         BLOCK_P=t.points,
-        BLOCK_O=t.outputs,
+        BLOCK_O=block_o,
         BLOCK_K=t.inputs,
         PRECISION=precision,
         TARGET=current_chip().target,
@@ -203,43 +204,57 @@ def launch_residual(
     )
 
 
+LOSS_SPLITS = 64
+"""Partial sums of a loss that are added at once."""
+
+
 def launch_losses(
-    sums: Tensor,  # [S, N, heads * C] float32, contiguous
+    sums: Tensor,  # [S, N, C] float32, contiguous
     norm: Tensor,  # [signals] float32: what each sum is divided by
     losses: Tensor,  # [signals] float32; overwritten
     bad: Tensor | None = None,  # [groups] int32: set to 1 where a loss is not finite
 ) -> None:
     """Losses from their partial sums, in a fixed order; signals are columns of C channels, network by network.
 
+    optim.launch_reduce does the same beside gradients.
+
     Raises ValueError for tensors that do not belong together.
     """
-    signals = losses.shape[0]
-    columns = sums.shape[1] * sums.shape[2]
-    check_tensor("sums", sums, (None, None, None), contiguous=True)
-    check_tensor("norm", norm, (signals,), contiguous=True)
-    check_tensor("losses", losses, (signals,), contiguous=True)
+    signals, channels = losses.shape[0], check_losses(sums, norm, losses, bad)
     if signals == 0:
         return
-    if columns % signals or (bad is not None and signals % bad.shape[0]):
-        got = f"{list(sums.shape)} for {signals}"
-        raise wrong("sums", "a whole number of channels per signal", got, "See the launcher's docstring.")
-    if bad is not None:
-        check_tensor("bad", bad, (None,), (torch.int32,), contiguous=True)
-    check_same_device(sums=sums, norm=norm, losses=losses, bad=bad)
-    channels = columns // signals
     losses_kernel[(signals,)](
         sums,
         norm,
         losses,
         losses if bad is None else bad,
         sums.shape[0],
-        columns,
+        sums.shape[1] * sums.shape[2],
         channels,
         1 if bad is None else signals // bad.shape[0],
         FLAG=bad is not None,
-        BLOCK_S=64,
+        BLOCK_S=LOSS_SPLITS,
         BLOCK_C=triton.next_power_of_2(channels),
     )
+
+
+def check_losses(sums: Tensor, norm: Tensor, losses: Tensor, bad: Tensor | None) -> int:
+    """Channels of a signal, for tensors as `launch_losses` takes them.
+
+    Raises ValueError for tensors that do not belong together.
+    """
+    signals = losses.shape[0]
+    check_tensor("sums", sums, (None, None, None), contiguous=True)
+    check_tensor("norm", norm, (signals,), contiguous=True)
+    check_tensor("losses", losses, (signals,), contiguous=True)
+    columns = sums.shape[1] * sums.shape[2]
+    if signals and (columns % signals or (bad is not None and signals % bad.shape[0])):
+        got = f"{list(sums.shape)} for {signals}"
+        raise wrong("sums", "a whole number of channels per signal", got, "See the launcher's docstring.")
+    if bad is not None:
+        check_tensor("bad", bad, (None,), (torch.int32,), contiguous=True)
+    check_same_device(sums=sums, norm=norm, losses=losses, bad=bad)
+    return columns // max(signals, 1)
 
 
 def _check_heads(

@@ -100,20 +100,22 @@ def heads_kernel(
     dw = tl.zeros([BLOCK_H, BLOCK_C], tl.float32)
     begin = split * rows_per_split
     end = tl.minimum(begin + rows_per_split, rows_h)
+    lanes = tl.arange(0, BLOCK_P)
     for first in range(0, end - begin, BLOCK_P):
-        rows = begin + first + tl.arange(0, BLOCK_P)
-        mask = (rows < end)[:, None] & unit_mask[None, :]
-        h = load(h_ptr + network * stride_hn + rows[:, None] * stride_hp + units[None, :], mask, EVEN)
+        row = begin + first
+        mask = (lanes < (end - row).to(tl.int32))[:, None] & unit_mask[None, :]
+        h_tile = h_ptr + network * stride_hn + row * stride_hp
+        h = load(h_tile + lanes[:, None] * stride_hp + units[None, :], mask, EVEN)
         prediction = mm(h, w, tl.zeros([BLOCK_P, BLOCK_C], tl.float32), PRECISION, TARGET) + bias[None, :]
         square, gradient = residual(
             prediction,
-            target_ptr,
+            target_ptr + row * stride_tp,
             scale_ptr,
-            weight_ptr,
-            rows,
+            weight_ptr + row * stride_pp,
+            lanes,
             columns,
             network,
-            points,
+            (points - row).to(tl.int32),
             outputs,
             channels,
             heads,
@@ -131,21 +133,26 @@ def heads_kernel(
             dw = mm(tl.trans(h), g, dw, PRECISION, TARGET)
         if WANT_DZ:
             dh = mm(g, tl.trans(w), tl.zeros([BLOCK_P, BLOCK_H], tl.float32), PRECISION, TARGET)
-            cosine = load(cosine_ptr + network * stride_cn + rows[:, None] * stride_cp + units[None, :], mask, EVEN)
+            cosine_tile = cosine_ptr + network * stride_cn + row * stride_cp
+            cosine = load(cosine_tile + lanes[:, None] * stride_cp + units[None, :], mask, EVEN)
             dz = to_operand(dh * cosine.to(tl.float32), PRECISION, TARGET).to(dz_ptr.dtype.element_ty)
-            tl.store(dz_ptr + network * stride_dn + rows[:, None] * stride_dp + units[None, :], dz, mask=mask)
-    at = (split * networks + network) * outputs + columns
+            dz_tile = dz_ptr + network * stride_dn + row * stride_dp
+            tl.store(dz_tile + lanes[:, None] * stride_dp + units[None, :], dz, mask=mask)
+    # Long sums in scalars only: per-lane addresses of 32 bits take half the registers.
+    own = (split * networks + network) * outputs
+    loss_ptr += own
     if ADD:
-        loss += tl.load(loss_ptr + at, mask=column_mask, other=0.0)
-    tl.store(loss_ptr + at, loss, mask=column_mask)
+        loss += tl.load(loss_ptr + columns, mask=column_mask, other=0.0)
+    tl.store(loss_ptr + columns, loss, mask=column_mask)
     if WANT_DW:
-        dw_at = at[None, :] * width + units[:, None]
+        db_ptr += own
+        dw_at = dw_ptr + own * width + columns[None, :] * width + units[:, None]
         dw_mask = unit_mask[:, None] & column_mask[None, :]
         if ADD:
-            db += tl.load(db_ptr + at, mask=column_mask, other=0.0)
-            dw += tl.load(dw_ptr + dw_at, mask=dw_mask, other=0.0)
-        tl.store(db_ptr + at, db, mask=column_mask)
-        tl.store(dw_ptr + dw_at, dw, mask=dw_mask)
+            db += tl.load(db_ptr + columns, mask=column_mask, other=0.0)
+            dw += tl.load(dw_at, mask=dw_mask, other=0.0)
+        tl.store(db_ptr + columns, db, mask=column_mask)
+        tl.store(dw_at, dw, mask=dw_mask)
 
 
 @triton.jit(do_not_specialize=["networks"])  # it changes as networks leave a stack
@@ -230,7 +237,8 @@ def residual_kernel(
 
 
 @triton.jit
-def losses_kernel(
+def store_loss(
+    signal,
     sums_ptr,  # [S, N, outputs]
     norm_ptr,  # [signals]
     losses_ptr,  # [signals]
@@ -244,7 +252,6 @@ def losses_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """losses[signal] = its sums over splits and channels, in a fixed order, divided by its norm."""
-    signal = tl.program_id(0)
     cs = tl.arange(0, BLOCK_C)
     total = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
     for start in range(0, splits, BLOCK_S):
@@ -257,3 +264,24 @@ def losses_kernel(
         # A non-finite number minus itself is not zero.
         if loss - loss != 0.0:
             tl.atomic_max(bad_ptr + signal // signals_per_group, 1)
+
+
+@triton.jit
+def losses_kernel(
+    sums_ptr,
+    norm_ptr,
+    losses_ptr,
+    bad_ptr,
+    splits,
+    stride_s,
+    channels,
+    signals_per_group,
+    FLAG: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """`store_loss` for each signal."""
+    store_loss(
+        tl.program_id(0), sums_ptr, norm_ptr, losses_ptr, bad_ptr, splits, stride_s, channels, signals_per_group, FLAG,
+        BLOCK_S, BLOCK_C,
+    )  # fmt: skip

@@ -29,7 +29,7 @@ FewInputs = tuple[Tensor, Tensor]
 
 
 def launch_forward(
-    x: Tensor,  # [P, in] (shared) or [N, P, in]; with `first` coordinates
+    x: Tensor,  # [P, in] (shared) or [N, P, in]
     w: Tensor,  # [N, out, in]
     b: Tensor | None,  # [N, out]
     y: Tensor,  # [N, P, out] or more rows, last axis contiguous; overwritten
@@ -38,7 +38,6 @@ def launch_forward(
     *,
     omega: float,
     sine: bool = True,
-    first: FewInputs | None = None,
     operand: bool = False,
     precision: str = "fp32",
     tiles: Tiles | None = None,
@@ -49,7 +48,6 @@ def launch_forward(
         x, w, b: any strides; float32 or half.
         y, z, cosine: rows beyond those of x get what coordinates of 0 give.
         omega: radians per unit.
-        first: the first layer's parameters; x are then coordinates and the layer's input is computed from them.
         operand: round y and the cosine as operands of `precision`.
         precision: what the operands of the product are rounded to; see mm.py.
         tiles: sizes of the tile; the table's by default.
@@ -58,8 +56,8 @@ def launch_forward(
     """
     networks, outputs, inputs = w.shape
     saved = z if z is not None else cosine
-    rows_x, rows_y, coordinates = x.shape[-2], y.shape[1], 0 if first is None else x.shape[-1]
-    _check_product(x, w, first, precision)
+    rows_x, rows_y = x.shape[-2], y.shape[1]
+    _check_product(x, w, precision)
     check_networks(networks)
     if b is not None:
         check_tensor("b", b, (networks, outputs), FLOATS)
@@ -72,9 +70,10 @@ def launch_forward(
     check_same_device(x=x, w=w, b=b, y=y, saved=saved)
     if y.numel() == 0:
         return
-    few = inputs if inputs <= FEW_INPUTS and first is None else 0
-    kernel = "forward" if first is None and not few else "forward_first"
-    t = tiles or tiles_for(kernel, precision, max(outputs, inputs), few=_few(rows_y, outputs, networks))
+    few = inputs if inputs <= FEW_INPUTS else 0
+    t = tiles or tiles_for(
+        "forward_first" if few else "forward", precision, max(outputs, inputs), few=_few(rows_y, outputs, networks)
+    )
     full = rows_y % t.points == 0 and outputs % t.outputs == 0 and inputs % t.inputs == 0
     grid = (cdiv(rows_y, t.points) * cdiv(outputs, t.outputs), networks)
     forward_kernel[grid](
@@ -83,7 +82,6 @@ def launch_forward(
         w if b is None else b,
         y,
         y if saved is None else saved,
-        *_first_tensors(first, w),
         float(omega),
         rows_x,
         rows_y,
@@ -94,14 +92,12 @@ def launch_forward(
         *((0, 0) if b is None else b.stride()),
         *y.stride()[:2],
         *(y if saved is None else saved).stride()[:2],
-        *_first_strides(first),
         HAS_BIAS=b is not None,
         SINE=sine,
         SAVE=(ARGUMENT if z is not None else COSINE if cosine is not None else NOTHING).value,
         FEW=few,
-        FIRST=coordinates,
         OPERAND=operand,
-        EVEN=full and (rows_x == rows_y or first is not None),
+        EVEN=full and (rows_x == rows_y or few > 0),
         BLOCK_P=t.points,
         BLOCK_O=t.outputs,
         BLOCK_K=t.inputs,
@@ -292,12 +288,11 @@ def first_gradient_splits(rows: int, width: int, precision: str) -> int:
 
 
 def launch_weight_gradient(
-    dz: Tensor,  # [N, P, out], last axis contiguous
-    x: Tensor,  # [P, in] (shared) or [N, P, in], any strides; with `first` coordinates
-    dw: Tensor,  # [S, N, out, in] float32, contiguous; overwritten
-    db: Tensor | None = None,  # [S, N, out] float32, contiguous; overwritten
+    dz: Tensor,  # [N, P, out], last axis contiguous; or [L, N, P, out] of several layers
+    x: Tensor,  # [P, in] (shared) or [N, P, in], any strides; [L, N, P, in] beside as many dz
+    dw: Tensor,  # [S, N, out, in] float32, contiguous; overwritten. Or [L, S, N, out, in], contiguous but for L
+    db: Tensor | None = None,  # [S, N, out] float32, contiguous; overwritten. Or [L, S, N, out]
     *,
-    first: FewInputs | None = None,
     add: bool = False,
     precision: str = "fp32",
     tiles: Tiles | None = None,
@@ -306,50 +301,53 @@ def launch_weight_gradient(
 
     Args:
         add: add to what dw and db hold instead.
-        first, precision, tiles: as in `launch_forward`. Rows of dz beyond those of x must be zero.
+        precision, tiles: as in `launch_forward`. Rows of dz beyond those of x must be zero.
 
     Raises ValueError for tensors that do not belong together.
     """
-    splits, networks, outputs, inputs = dw.shape
-    rows = dz.shape[1]
-    coordinates = 0 if first is None else x.shape[-1]
-    check_tensor("dw", dw, (None, None, None, None), contiguous=True)
-    check_tensor("dz", dz, (networks, None, outputs), FLOATS, rows=True)
+    if dz.ndim == 3:
+        dz, dw, db = dz[None], dw[None], None if db is None else db[None]
+        x = x[None]
+    layers, splits, networks, outputs, inputs = dw.shape
+    rows = dz.shape[2]
+    check_tensor("dw", dw, (None, None, None, None, None))
+    check_tensor("dw of a layer", dw[0], dw.shape[1:], contiguous=True)
+    check_tensor("dz", dz, (layers, networks, None, outputs), FLOATS, rows=True)
     check_precision(precision)
-    check_tensor("x", x, (networks, None, coordinates or inputs)[3 - x.ndim :], FLOATS)
-    if first is not None:
-        _check_first(first, x, networks, inputs)
+    check_tensor("x", x, (layers, *([networks] if x.ndim == 4 else []), None, inputs), FLOATS)
     if db is not None:
-        check_tensor("db", db, (splits, networks, outputs), contiguous=True)
+        check_tensor("db of a layer", db[0], (splits, networks, outputs), contiguous=True)
+        check_tensor("db", db, (layers, splits, networks, outputs))
     check_same_device(dz=dz, x=x, dw=dw, db=db)
-    check_networks(splits * networks)
+    check_networks(layers * splits * networks)
     if dw.numel() == 0:
         return
     t = tiles or tiles_for("weight_gradient", precision, max(outputs, inputs))
     share = cdiv(cdiv(max(rows, 1), splits), t.points) * t.points
-    grid = (cdiv(outputs, t.outputs), cdiv(inputs, t.inputs), splits * networks)
-    few = inputs if inputs <= FEW_INPUTS and first is None else 0
+    grid = (cdiv(outputs, t.outputs), cdiv(inputs, t.inputs), layers * splits * networks)
+    few = inputs if inputs <= FEW_INPUTS else 0
     full = rows % t.points == 0 and outputs % t.outputs == 0 and (few > 0 or inputs % t.inputs == 0)
     weight_gradient_kernel[grid](
         dz,
         x,
         dw,
         dw if db is None else db,
-        *_first_tensors(first, dw),
         networks,
+        splits,
         x.shape[-2],
         rows,
         inputs,
         outputs,
         share,
-        *dz.stride()[:2],
-        *_strides(x),
-        *_first_strides(first),
+        *dz.stride()[:3],
+        x.stride(0),
+        *_strides(x[0]),
+        dw.stride(0),
+        (dw if db is None else db).stride(0),
         HAS_BIAS=db is not None,
         FEW=few,
-        FIRST=coordinates,
         ADD=add,
-        EVEN=full and (few > 0 or first is not None or x.shape[-2] == rows),
+        EVEN=full and (few > 0 or x.shape[-2] == rows),
         BLOCK_P=t.points,
         BLOCK_O=t.outputs,
         BLOCK_K=t.inputs,
@@ -361,6 +359,8 @@ def launch_weight_gradient(
 
 def splits_for(rows: int, outputs: int, inputs: int, networks: int, precision: str) -> int:
     """Shares of the points that give two processors in three a weight-gradient program; the same every time.
+
+    `networks` are those of all layers that share a launch.
 
     These saturate the second-level cache; each further share costs out x in x 4 bytes written and read again.
     """
@@ -387,17 +387,15 @@ def _first_strides(first: FewInputs | None) -> tuple[int, int, int]:
     return (0, 0, 0) if first is None else (first[0].stride(0), first[0].stride(1), first[1].stride(0))
 
 
-def _check_product(x: Tensor, w: Tensor, first: FewInputs | None, precision: str) -> None:
+def _check_product(x: Tensor, w: Tensor, precision: str) -> None:
     check_precision(precision)
     check_tensor("w", w, (None, None, None), FLOATS)
     networks, _, inputs = w.shape
     if x.ndim not in (2, 3):
         raise wrong("x", "shape [P, in] or [N, P, in]", list(x.shape), "See the launcher's docstring.")
-    check_tensor("x", x, (networks, None, inputs if first is None else None)[3 - x.ndim :], FLOATS)
+    check_tensor("x", x, (networks, None, inputs)[3 - x.ndim :], FLOATS)
     if x.numel() and (x.shape[-1] - 1) * x.stride(-1) >= 2**31:  # kernels count features in 32 bits
         raise wrong("x", "its features within 2^31 elements", f"strides {x.stride()}", "Call .contiguous().")
-    if first is not None:
-        _check_first(first, x, networks, inputs)
 
 
 def _check_first(first: FewInputs, x: Tensor, networks: int, units: int) -> None:

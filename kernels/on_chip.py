@@ -45,10 +45,14 @@ def fits_on_chip(kernel: str, coordinates: int, width: int, columns: int, precis
     return coordinates <= FEW_INPUTS and columns <= MOST_COLUMNS and supports(kernel, precision, width)
 
 
+def programs_at_once() -> int:
+    """Programs of a training step that run side by side on this chip: two a processor."""
+    return 2 * current_chip().processors
+
+
 def step_programs(points: int, networks: int, width: int, precision: str) -> tuple[int, int]:
     """(splits of the points, programs) of `launch_network_step`; the same every time."""
-    t, chip = tiles_for("network_step", precision, width), current_chip()
-    most = 2 * chip.processors
+    t, most = tiles_for("network_step", precision, width), programs_at_once()
     splits = max(1, min(cdiv(points, t.points), most // networks))
     return splits, min(networks * splits, 2 * most)
 

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from .checks import cdiv, check_precision, check_same_device, check_size, check_tensor, launch_options, wrong
 from .chip import current_chip
+from .heads import LOSS_SPLITS, check_losses
+from .heads_kernels import store_loss
 from .mm import to_operand
 from .segments import DTYPES, Table
 
@@ -70,9 +72,26 @@ def _reduce_kernel(
     scales_ptr,  # [segments, 2]
     num_blocks,
     length,  # T
+    programs,  # that reduce; those after them store losses
+    sums_ptr,  # as in heads_kernels.store_loss
+    norm_ptr,
+    losses_ptr,
+    splits_of_losses,
+    stride_s,
+    channels,
+    signals_per_group,
     BLOCK: tl.constexpr,
     AT_ONCE: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
+    if BLOCK_C > 0:
+        if tl.program_id(0) >= programs:
+            store_loss(
+                tl.program_id(0) - programs, sums_ptr, norm_ptr, losses_ptr, bad_ptr, splits_of_losses, stride_s,
+                channels, signals_per_group, True, BLOCK_S, BLOCK_C,
+            )  # fmt: skip
+            return
     group, segment, fields, element, mask = _locate(blocks_ptr, fields_ptr, num_blocks, BLOCK)
     matrix, row, column = _coordinates(fields, element)
     # Where the group's stack begins takes 64 bits, what is inside of it 32.
@@ -163,6 +182,8 @@ def _adam_kernel(
     step_ptr,  # [G] int32
     learning_rate_ptr,  # [G]
     bad_ptr,  # [G] int32
+    skipped_ptr,  # [G] int32; so is the next; unused unless ADVANCE
+    arrived_ptr,
     copies_ptr,  # flat
     bias_copies_ptr,  # flat
     blocks_ptr,
@@ -178,6 +199,7 @@ def _adam_kernel(
     log_beta2,
     eps,
     PREVIOUS: tl.constexpr,
+    ADVANCE: tl.constexpr,
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
     TARGET: tl.constexpr,
@@ -202,6 +224,15 @@ def _adam_kernel(
     _store_copies(
         parameter, copies_ptr, bias_copies_ptr, scales_ptr, group, segment, fields, element, mask, PRECISION, TARGET
     )
+    if ADVANCE:
+        # The last of a group's programs to get here counts the step: all others have read what that changes.
+        tl.debug_barrier()
+        if tl.atomic_add(arrived_ptr + group, 1, sem="acq_rel") == num_blocks - 1:
+            bad = tl.load(bad_ptr + group)
+            tl.store(step_ptr + group, tl.load(step_ptr + group) + tl.where(bad == 0, 1, 0))
+            tl.store(skipped_ptr + group, tl.load(skipped_ptr + group) + tl.where(bad == 0, 0, 1))
+            tl.store(bad_ptr + group, bad * 0)
+            tl.store(arrived_ptr + group, bad * 0)
 
 
 @triton.jit
@@ -240,23 +271,38 @@ def _check_copies(table, copies, bias_copies, precision):
     check_size("bias_copies", bias_copies, torch.float32, table.bias_copies)
 
 
-def launch_reduce(table: Table, partials: Tensor, gradients: Tensor, bad: Tensor) -> None:
+def launch_reduce(
+    table: Table,
+    partials: Tensor,
+    gradients: Tensor,  # [G, T]
+    bad: Tensor,  # [G] int32
+    losses: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> None:
     """gradients = factor * the partial sums of each segment, added in order; 0 where a segment is not trained.
 
     Args:
         partials: float32, flat, table.partials elements or more; see Segment.
         gradients: [G, T] float32, overwritten where there are segments.
-        bad: [G] int32, set to 1 for groups with a gradient that is not finite and else left alone.
+        bad: [G] int32, set to 1 for groups with a gradient or a loss that is not finite and else left alone.
+        losses: sums, norm and losses of heads.launch_losses, which is then not needed.
     """
     length = _check_flat(table, gradients=gradients)
     check_same_device(table=table.fields, partials=partials, bad=bad)
     check_size("partials", partials, torch.float32, table.partials)
     _check_groups(table.groups, bad=bad)
-    if table.num_blocks * table.groups:
-        _reduce_kernel[(table.num_blocks * table.groups,)](
-            *(partials, gradients, bad, table.blocks, table.fields, table.scales, table.num_blocks, length),
+    signals = channels = 0
+    if losses is not None:
+        signals, channels = losses[2].shape[0], check_losses(*losses, bad)
+    sums, norm, out = losses or (partials, partials, partials)
+    programs = table.num_blocks * table.groups
+    if programs + signals:
+        _reduce_kernel[(programs + signals,)](
+            *(partials, gradients, bad, table.blocks, table.fields, table.scales, table.num_blocks, length, programs),
+            *(sums, norm, out, sums.shape[0], sums.stride(0), channels, max(signals // table.groups, 1)),
             BLOCK=table.block,
             AT_ONCE=16,
+            BLOCK_S=LOSS_SPLITS,
+            BLOCK_C=triton.next_power_of_2(channels) if signals else 0,
             **launch_options(8, 1),
         )
 
@@ -273,6 +319,7 @@ def launch_adam(
     copies: Tensor | None,
     bias_copies: Tensor | None,
     previous: Tensor | None = None,  # [G, T]
+    counts: tuple[Tensor, Tensor] | None = None,  # [G] int32 each
     *,
     beta1: float = 0.9,
     beta2: float = 0.999,
@@ -283,11 +330,12 @@ def launch_adam(
 
     Args:
         parameters, exp_avg, exp_avg_sq: [G, T] float32, updated; gradients: [G, T] float32.
-        step: [G] int32, updates done before this one; launch_advance counts.
+        step: [G] int32, updates done before this one; counted here with `counts`, else by launch_advance.
         learning_rate: [G] float32.
         bad: [G] int32; of groups where it is not 0 nothing is written.
         copies: flat, of DTYPES[precision]; bias_copies: flat, float32; None where no segment has such copies.
         previous: [G, T] float32, overwritten with the parameters before the step; None where it is not needed.
+        counts: skipped, as of launch_advance, which is then not needed; and a counter of this launch's own, zeros.
     """
     length = _check_flat(
         table,
@@ -298,7 +346,9 @@ def launch_adam(
         **({} if previous is None else {"previous": previous}),
     )
     check_same_device(table=table.fields, step=step, learning_rate=learning_rate, bad=bad)
-    _check_groups(table.groups, step=step, bad=bad)
+    skipped, arrived = counts or (bad, bad)
+    check_same_device(table=table.fields, skipped=skipped, arrived=arrived)
+    _check_groups(table.groups, step=step, bad=bad, skipped=skipped, arrived=arrived)
     check_tensor("learning_rate", learning_rate, (table.groups,), contiguous=True)
     _check_copies(table, copies, bias_copies, precision)
     for name, beta in (("beta1", beta1), ("beta2", beta2)):
@@ -309,13 +359,14 @@ def launch_adam(
     if table.num_blocks * table.groups:
         _adam_kernel[(table.num_blocks * table.groups,)](
             *(parameters, gradients, exp_avg, exp_avg_sq, parameters if previous is None else previous),
-            *(step, learning_rate, bad),
+            *(step, learning_rate, bad, skipped, arrived),
             *(parameters if copies is None else copies, parameters if bias_copies is None else bias_copies),
             *(table.blocks, table.fields, table.scales, table.num_blocks, length),
             *(float(beta1), float(beta2), 1.0 - beta1, 1.0 - beta2),
             *(math.log(beta) if beta else -1e30 for beta in (beta1, beta2)),
             float(eps),
             PREVIOUS=previous is not None,
+            ADVANCE=counts is not None,
             BLOCK=table.block,
             PRECISION=precision,
             TARGET=current_chip().target,

@@ -78,6 +78,8 @@ class Plan:
         """Whether the first layer's gradients come straight from the second layer's dz."""
         self.on_chip = wave is None and self._fits_on_chip()
         """Whether a step is one launch (network.py) instead of a few per layer."""
+        self.joint = self._joint_layers()
+        """Hidden layers whose weight gradients are one launch; none where shapes differ."""
         self.rows = self._wave_rows(wave)
         # Heads on shared features are one network of all their columns.
         self.head_networks = network.stacks[-2] if sines else 1
@@ -109,6 +111,13 @@ class Plan:
         columns = network.stacks[-1] * network.widths[-1] // network.stacks[0]
         return fits_on_chip("network_step", network.coordinates, self.widths[0], columns, network.precision)
 
+    def _joint_layers(self) -> range:
+        sines = self.layers - 1
+        alike = (
+            sines >= 3 and self.lowest <= 1 and len({*self.widths}) == 1 and len({*self.network.stacks[:sines]}) == 1
+        )
+        return range(1, sines) if alike and not self.on_chip and all(self.wanted[2:-2]) else range(0)
+
     def _wave_rows(self, wave: int | None) -> int:
         elements = max((w * n for w, n in zip(self.widths, self.network.stacks, strict=False)), default=1)
         most = wave or max(ROWS, WAVE_ELEMENTS // elements)
@@ -129,7 +138,8 @@ class Plan:
         if layer == 0 and self.first_gradient:
             return first_gradient_splits(self.rows, max(self.widths[:2]), network.precision)
         precision = network.precision if layer or network.coordinates <= FEW_INPUTS else "fp32"
-        return splits_for(self.rows, self.widths[layer], self.inputs_in_memory(layer), network.stacks[layer], precision)
+        stack = network.stacks[layer] * (len(self.joint) if layer in self.joint else 1)
+        return splits_for(self.rows, self.widths[layer], self.inputs_in_memory(layer), stack, precision)
 
     def inputs_in_memory(self, layer: int) -> int:
         """A layer's inputs in memory."""

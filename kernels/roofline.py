@@ -114,10 +114,6 @@ def forward_work(launch: Launch) -> Work:
         work.thin += 2 * elements * inputs
     else:
         _product(work, 2 * elements * inputs, c["PRECISION"])
-    if c["FIRST"]:
-        hidden = networks * rows * inputs * columns  # once for every block of columns
-        work.sines(hidden, False, c["PRECISION"], launch.chip)
-        work.slots += hidden * c["FIRST"]
     if c["SINE"]:
         work.sines(elements, c["SAVE"] == COSINE.value, c["PRECISION"], launch.chip)
     work.slots += elements * STORE_SLOTS * (1 + len(saved))
@@ -149,17 +145,14 @@ def weight_gradient_work(launch: Launch) -> Work:
     """Of sine_linear.weight_gradient_kernel."""
     a, c, work = launch.arguments, launch.constants, Work()
     outs, ins, _ = launch.grid
-    rows, inputs, outputs, networks = a["rows_d"], a["inputs"], a["outputs"], a["networks"]
+    rows, inputs, outputs = a["rows_d"], a["inputs"], a["outputs"]
+    networks = launch.grid[2] // a["splits"]  # of all layers
     dz, x, dw = a["dz_ptr"], a["x_ptr"], a["dw_ptr"]
     flops = 2 * networks * rows * inputs * outputs
     if c["FEW"]:
         work.thin += flops
     else:
         _product(work, flops, c["PRECISION"])
-    if c["FIRST"]:
-        hidden = networks * rows * inputs * outs
-        work.sines(hidden, False, c["PRECISION"], launch.chip)
-        work.slots += hidden * c["FIRST"]
     work.slots += networks * rows * outputs * ins if c["HAS_BIAS"] else 0
     work.cache = size(dz) * ins + size(x) * outs + size(dw) * (2 if c["ADD"] else 1)
     work.reads, work.writes = (dz, x, *([dw] if c["ADD"] else [])), (dw,)

@@ -3,8 +3,7 @@
 Three kernels: the forward product with sine in the epilogue, dx = dz W with the cosine in the epilogue, and
 dW = dz^T x with db, split over the points into partial sums that are added up in a fixed order. Layers with at most
 FEW_INPUTS inputs (coordinates) use no matrix unit: a product that thin is cheaper as multiply-adds, always in float32.
-The layer after such a one can take coordinates and compute its input, the first layer's output, tile by tile
-(FIRST): cheaper than writing it to memory and reading it back.
+Backwards the layer after such a one takes coordinates and computes the first layer's cosine tile by tile (FIRST).
 
 Every tensor may have any strides but for a contiguous last axis where said; a stride of 0 over N shares it between
 the networks. Products round their operands to PRECISION (see mm.py) and add in float32; the sine's argument is float32
@@ -17,7 +16,7 @@ import triton
 import triton.language as tl
 
 from .mm import mm, to_operand
-from .pieces import first_layer, load, store, tile_of
+from .pieces import load, store, tile_of
 from .trig import sincos
 
 NOTHING, ARGUMENT, COSINE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -63,13 +62,11 @@ def _finish(
 
 @triton.jit
 def forward_kernel(
-    x_ptr,  # [N, rows_x, in]; with FIRST coordinates [N, rows_x, FIRST]
+    x_ptr,  # [N, rows_x, in]
     w_ptr,  # [N, out, in]
     b_ptr,  # [N, out], unused without a bias
     y_ptr,  # [N, rows_y, out], last axis contiguous
     saved_ptr,  # the same shape, unused with SAVE = NOTHING
-    first_w_ptr,  # [N, in, FIRST], unused without FIRST
-    first_b_ptr,  # [N, in]
     omega,
     rows_x,
     rows_y,
@@ -87,14 +84,10 @@ def forward_kernel(
     stride_yp,
     stride_sn,
     stride_sp,
-    stride_fwn,
-    stride_fwo,
-    stride_fbn,
     HAS_BIAS: tl.constexpr,
     SINE: tl.constexpr,
     SAVE: tl.constexpr,
     FEW: tl.constexpr,
-    FIRST: tl.constexpr,
     OPERAND: tl.constexpr,
     EVEN: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -122,32 +115,11 @@ def forward_kernel(
         ks = tl.arange(0, BLOCK_K)
         for start in range(0, inputs, BLOCK_K):
             k_mask = start + ks < inputs
-            if FIRST > 0:
-                argument = first_layer(
-                    x_ptr,
-                    first_w_ptr + network * stride_fwn,
-                    first_b_ptr + network * stride_fbn,
-                    rows,
-                    row_mask,
-                    start + ks,
-                    k_mask,
-                    stride_xp,
-                    stride_xk,
-                    stride_fwo,
-                    1,
-                    True,
-                    FIRST,
-                    BLOCK_P,
-                    BLOCK_K,
-                )
-                sine, _ = sincos(argument, PRECISION, TARGET)
-                x = to_operand(sine, PRECISION, TARGET)
-            else:
-                x = load(
-                    x_ptr + rows[:, None] * stride_xp + (start + ks)[None, :] * stride_xk,
-                    row_mask[:, None] & k_mask[None, :],
-                    EVEN,
-                )
+            x = load(
+                x_ptr + rows[:, None] * stride_xp + (start + ks)[None, :] * stride_xk,
+                row_mask[:, None] & k_mask[None, :],
+                EVEN,
+            )
             w = load(
                 w_ptr + (start + ks)[:, None] * stride_wk + columns[None, :] * stride_wo,
                 k_mask[:, None] & column_mask[None, :],

@@ -236,29 +236,28 @@ def first_gradient_kernel(
 
 @triton.jit(do_not_specialize=["networks"])  # it changes as networks leave a stack
 def weight_gradient_kernel(
-    dz_ptr,  # [N, rows, out], last axis contiguous
-    x_ptr,  # [N, rows_x, in] by strides; with FIRST coordinates
-    dw_ptr,  # [S, N, out, in]
-    db_ptr,  # [S, N, out]
-    first_w_ptr,  # [N, in, FIRST], unused without FIRST
-    first_b_ptr,  # [N, in]
+    dz_ptr,  # [L, N, rows, out], last axis contiguous
+    x_ptr,  # [L, N, rows_x, in] by strides
+    dw_ptr,  # [L, S, N, out, in]
+    db_ptr,  # [L, S, N, out]
     networks,
+    splits,
     rows_x,
     rows_d,
     inputs,
     outputs,
     rows_per_split,
+    stride_dl,
     stride_dn,
     stride_dp,
+    stride_xl,
     stride_xn,
     stride_xp,
     stride_xk,
-    stride_fwn,
-    stride_fwo,
-    stride_fbn,
+    stride_wl,
+    stride_bl,
     HAS_BIAS: tl.constexpr,
     FEW: tl.constexpr,
-    FIRST: tl.constexpr,
     ADD: tl.constexpr,
     EVEN: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -267,68 +266,51 @@ def weight_gradient_kernel(
     PRECISION: tl.constexpr,
     TARGET: tl.constexpr,
 ):
-    """dW = dz^T x and db = column sums of dz over one split of the points; added to what is there with ADD."""
-    which = tl.program_id(2).to(tl.int64)  # split * networks + network
-    network, split = which % networks, which // networks
+    """dW = dz^T x and db = column sums of dz over one split of the points; added to what is there with ADD.
+
+    L layers of one shape may share a launch: their programs fill the chip with fewer splits, so fewer partial sums.
+    """
+    program = tl.program_id(2).to(tl.int64)  # (layer * splits + split) * networks + network
+    network, which = program % networks, program % (splits * networks)
+    split, layer = which // networks, program // (splits * networks)
     outs = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     ks = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     out_mask, k_mask = outs < outputs, ks < inputs
+    dz_ptr += layer * stride_dl + network * stride_dn
+    x_ptr += layer * stride_xl + network * stride_xn
     dw = tl.zeros([BLOCK_O, BLOCK_K], tl.float32)
-    db = tl.zeros([BLOCK_O], tl.float32)
+    # Summed along the points at the end only: across warps that takes barriers.
+    db = tl.zeros([BLOCK_P, BLOCK_O], tl.float32)
     begin = split * rows_per_split
     end = tl.minimum(begin + rows_per_split, rows_d)
     for first in range(0, end - begin, BLOCK_P):
         rows = begin + first + tl.arange(0, BLOCK_P)
         row_mask = rows < end
-        dz = load(
-            dz_ptr + network * stride_dn + rows[:, None] * stride_dp + outs[None, :],
-            row_mask[:, None] & out_mask[None, :],
-            EVEN,
-        )
+        dz = load(dz_ptr + rows[:, None] * stride_dp + outs[None, :], row_mask[:, None] & out_mask[None, :], EVEN)
         if HAS_BIAS:
-            db += tl.sum(dz.to(tl.float32), axis=0)
+            db += dz.to(tl.float32)
         if FEW > 0:
             for k in tl.static_range(FEW):
-                at = x_ptr + network * stride_xn + rows * stride_xp + k * stride_xk
+                at = x_ptr + rows * stride_xp + k * stride_xk
                 x = tl.load(at, mask=row_mask & (rows < rows_x), other=0.0).to(tl.float32)
                 column = tl.sum(dz.to(tl.float32) * x[:, None], axis=0)
                 dw += tl.where((ks == k)[None, :], column[:, None], 0.0)
         else:
-            if FIRST > 0:
-                z = first_layer(
-                    x_ptr + network * stride_xn,
-                    first_w_ptr + network * stride_fwn,
-                    first_b_ptr + network * stride_fbn,
-                    rows,
-                    row_mask & (rows < rows_x),
-                    ks,
-                    k_mask,
-                    stride_xp,
-                    stride_xk,
-                    stride_fwo,
-                    1,
-                    True,
-                    FIRST,
-                    BLOCK_P,
-                    BLOCK_K,
-                )
-                sine, _ = sincos(z, PRECISION, TARGET)
-                x = to_operand(sine, PRECISION, TARGET)
-            else:
-                x = load(
-                    x_ptr + network * stride_xn + rows[:, None] * stride_xp + ks[None, :] * stride_xk,
-                    (row_mask & (rows < rows_x))[:, None] & k_mask[None, :],
-                    EVEN,
-                )
+            x = load(
+                x_ptr + rows[:, None] * stride_xp + ks[None, :] * stride_xk,
+                (row_mask & (rows < rows_x))[:, None] & k_mask[None, :],
+                EVEN,
+            )
             dw = mm(tl.trans(dz), x, dw, PRECISION, TARGET)
-    at = dw_ptr + which * outputs * inputs + outs[:, None] * inputs + ks[None, :]
+    at = dw_ptr + layer * stride_wl + which * outputs * inputs + outs[:, None] * inputs + ks[None, :]
     mask = out_mask[:, None] & k_mask[None, :]
     if ADD:
         dw += tl.load(at, mask=mask, other=0.0)
     tl.store(at, dw, mask=mask)
     if HAS_BIAS:  # the same sums in every program along the inputs: the first one writes
         mask = out_mask & (tl.program_id(1) == 0)
-        at = db_ptr + which * outputs + outs
+        at = db_ptr + layer * stride_bl + which * outputs + outs
+        sums = tl.sum(db, axis=0)
         if ADD:
-            db += tl.load(at, mask=mask, other=0.0)
-        tl.store(at, db, mask=mask)
+            sums += tl.load(at, mask=mask, other=0.0)
+        tl.store(at, sums, mask=mask)

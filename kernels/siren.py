@@ -4,12 +4,13 @@ A wave is as many points as keep its activations within WAVE_ELEMENTS a layer, s
 All sizes are padded: rows to whole tiles, widths so that rows begin at 16 bytes. Weights in the padding are zero,
 hence sines, gradients and their products there are exactly zero, and no kernel has to know.
 
-    coordinates --first layer, computed where it is needed--> h1 --W2--> h2, c2 --W3--> h3, c3 ... --heads--> loss
-    dz of a layer = (dz of the next @ W) * c, stored once; dW = dz^T h as partial sums that optim.launch_reduce adds up
+    coordinates --first layer--> h1 --W2--> h2, c2 --W3--> h3, c3 ... --heads--> loss
+    dz of a layer = (dz of the next @ W) * c, stored once; dW = dz^T h as partial sums that optim.launch_reduce adds up,
+    those of all hidden layers of one shape in one launch
 
-Stored per wave and hidden layer: h = sin(z) and c = cos(z), both as operands (2 bytes in half precision), dz in two
-buffers that take turns. The cosine is stored rather than z: as many bytes, no second range reduction, and in half
-precision an error of 2^-12 where z of size 8 would have 2^-8.
+Stored per wave and hidden layer: h = sin(z), c = cos(z) and dz, all as operands (2 bytes in half precision). Of the
+first layer h alone: its cosine is computed from coordinates, its dz never exists. The cosine is stored rather than z:
+as many bytes, no second range reduction, and in half precision an error of 2^-12 where z of size 8 would have 2^-8.
 """
 
 import math
@@ -24,6 +25,7 @@ from .configs import FEW_INPUTS
 from .heads import heads_splits, launch_heads_loss, launch_losses, launch_residual
 from .layers import launch_first_gradient, launch_forward, launch_input_gradient, launch_weight_gradient
 from .on_chip import Weights, launch_network_forward, launch_network_step, scratch_size
+from .optim import launch_reduce
 from .plan import Network, Plan
 from .segments import DTYPES, Segment, Table
 
@@ -86,12 +88,14 @@ class Pipeline(Plan):
             return
         if self.values_only and self.values_on_chip:
             return
-        stored = range(1 if self.first_fused else 0, sines)
-        shapes = {i: (network.stacks[i], self.rows, self.widths[i]) for i in range(sines)}
-        self.h = {i: empty(*shapes[i], dtype=operand) for i in stored}
-        self.c = {i: empty(*shapes[i], dtype=operand) for i in stored if i >= self.lowest}
-        largest = max((math.prod(shapes[i]) for i in range(self.lowest, sines)), default=0)
-        self._dz = [empty(largest, dtype=operand) for _ in range(min(2, sines - self.lowest))]
+        # The first layer's cosine is computed from coordinates where it is needed.
+        kept = range(max(self.lowest, 1 if self.first_fused else 0), sines)
+        self.h = self._layers(range(sines), device)
+        self.c = self._layers(kept, device)
+        turns = [i for i in range(self.lowest, sines) if i not in self.joint and not (i == 0 and self.first_gradient)]
+        largest = max((math.prod(self._shape(i)) for i in turns), default=0)
+        self._dz = [empty(largest, dtype=operand) for _ in turns[:2]]
+        self.dz = self._layers(self.joint, device)
         head_width = self.inputs_in_memory(self.layers - 1)
         splits = heads_splits(
             self.rows, self.head_networks, self.columns, head_width, self.head_precision, self.fused_heads
@@ -102,6 +106,16 @@ class Pipeline(Plan):
         if not self.fused_heads:
             dtype = operand if sines else torch.float32
             self.g = empty(self.head_networks, self.rows, cdiv(self.columns, 16) * 16, dtype=dtype)
+
+    def _shape(self, layer: int) -> tuple[int, int, int]:
+        return self.network.stacks[layer], self.rows, self.widths[layer]
+
+    def _layers(self, layers: range, device: torch.device | str) -> dict[int, Tensor]:
+        """[stack, rows, H] of each layer; those of one shape lie side by side."""
+        operand, shapes = DTYPES[self.network.precision], {self._shape(i) for i in layers}
+        if len(shapes) == 1:
+            return dict(zip(layers, torch.empty(len(layers), *shapes.pop(), dtype=operand, device=device), strict=True))
+        return {i: torch.empty(self._shape(i), dtype=operand, device=device) for i in layers}
 
     def weight(self, layer: int) -> Tensor:
         """[stack, out, in] as the launches read it; the head's as [networks, columns, in]."""
@@ -174,8 +188,11 @@ class Pipeline(Plan):
         *,
         point_weights: Tensor | None = None,  # [N, P]
         dpoints: Tensor | None = None,  # [P, in]; overwritten, times loss_scale
+        gradients: Tensor | None = None,  # [G, T]; overwritten
     ) -> None:
-        """Losses, and partial sums of the gradients, from the copies of the weights. Allocates and waits for nothing.
+        """Losses and gradients from the copies of the weights. Allocates and waits for nothing.
+
+        `bad` is then also set where a gradient is not finite. Without `gradients` their partial sums are left.
 
         Raises ValueError for tensors that do not belong together, before anything is launched.
         """
@@ -186,7 +203,10 @@ class Pipeline(Plan):
             weights = None if point_weights is None else point_weights[:, own]
             gradient = None if dpoints is None else dpoints[own]
             self._wave(points[own], values[:, own], scale, weights, gradient, start > 0)
-        launch_losses(self.sums, norm, losses, bad)
+        if gradients is None or bad is None:
+            launch_losses(self.sums, norm, losses, bad)
+        else:
+            launch_reduce(self.table, self.partials, gradients, bad, (self.sums, norm, losses))
 
     def _launch_on_chip(self, points: Tensor, values: Tensor, scale: Tensor, point_weights: Tensor | None) -> None:
         first, hidden, head = (self._gradients(i) for i in (0, min(1, self.layers - 1), self.layers - 1))
@@ -218,8 +238,6 @@ class Pipeline(Plan):
         """Sine layers over one wave; cosines are kept where the backward pass needs them."""
         h = points
         for i in range(self.layers - 1):
-            if i == 0 and self.first_fused:
-                continue
             shared = h[0] if h.ndim == 3 and h.shape[0] == 1 else h
             launch_forward(
                 shared,
@@ -228,7 +246,6 @@ class Pipeline(Plan):
                 self.h[i],
                 cosine=self.c.get(i),
                 omega=1.0,
-                first=self._first(self.network.stacks[1]) if i == 1 and self.first_fused else None,
                 operand=True,
                 precision=self._precision(i),
             )
@@ -252,12 +269,15 @@ class Pipeline(Plan):
         dz = self._heads(h, values, scale, point_weights, dpoints, add)
         for i in range(self.layers - 2, self.lowest - 1, -1):
             assert dz is not None
-            self._weight_gradient(i, dz, points, add)
+            if i not in self.joint:
+                self._weight_gradient(i, dz, points, add)
             if i == 1 and self.first_gradient:
                 self._first_gradient(dz, points, add)
                 break
             if i > self.lowest:
                 dz = self._input_gradient(i, dz, points)
+        if self.joint:
+            self._joint_weight_gradient(add)
         if dpoints is not None and self.layers > 1:
             assert dz is not None
             launch_input_gradient(dz[:, : points.shape[0]], self.weight(0), dpoints[None], precision="fp32")
@@ -268,8 +288,10 @@ class Pipeline(Plan):
         return weight.expand(networks, -1, -1), bias.expand(networks, -1)
 
     def _dz_of(self, layer: int) -> Tensor:
-        """[stack, rows, H]: buffers take turns."""
-        shape = (self.network.stacks[layer], self.rows, self.widths[layer])
+        """[stack, rows, H]: kept until all weight gradients are computed, or buffers take turns."""
+        if layer in self.joint:
+            return self.dz[layer]
+        shape = self._shape(layer)
         return self._dz[layer % len(self._dz)][: math.prod(shape)].view(shape)
 
     def _heads(
@@ -323,11 +345,29 @@ class Pipeline(Plan):
     def _weight_gradient(self, layer: int, dz: Tensor, points: Tensor, add: bool) -> None:
         if not any(self.wanted[2 * layer : 2 * layer + 2]):
             return
-        first = self._first(self.network.stacks[1]) if layer == 1 and self.first_fused else None
-        x = points if layer == 0 or first is not None else self.h[layer - 1]
+        x = self.h[layer - 1] if layer else points
         x = x[0] if x.ndim == 3 and x.shape[0] == 1 else x
         dw, db = self._gradients(layer)
-        launch_weight_gradient(dz, x, dw, db, first=first, add=add, precision=self._precision(layer))
+        launch_weight_gradient(dz, x, dw, db, add=add, precision=self._precision(layer))
+
+    def _joint_weight_gradient(self, add: bool) -> None:
+        """Those of all hidden layers at once."""
+        first, last = self.joint[0], self.joint[-1]
+
+        def all_of(buffers: dict[int, Tensor], start: int) -> Tensor:  # [layers, stack, rows, H]
+            own = buffers[start]
+            distance = buffers[start + 1].storage_offset() - own.storage_offset()
+            return own.as_strided((last - first + 1, *own.shape), (distance, *own.stride()))
+
+        def partials(parameter: int) -> Tensor:  # [layers, S, stack, ...]
+            own = self._gradients(first)[parameter]
+            distance = self._distance("partial", parameter)
+            return own.as_strided((len(self.joint), *own.shape), (distance, *own.stride()))
+
+        launch_weight_gradient(
+            all_of(self.dz, first), all_of(self.h, first - 1), partials(0), partials(1), add=add,
+            precision=self.network.precision,
+        )  # fmt: skip
 
     def _first_gradient(self, dz: Tensor, points: Tensor, add: bool) -> None:
         launch_first_gradient(

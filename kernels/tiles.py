@@ -55,7 +55,7 @@ TABLE: tuple[Row, ...] = (
     *_rows("forward", FP32, NVIDIA, *NARROW_FP32, (ANY, Tiles(64, 64, 32, 4, 3))),
     *_few("forward", HALF, NVIDIA, Tiles(64, 64, 64, 4, 3)),
     *_few("forward", TF32, NVIDIA, Tiles(64, 64, 32, 4, 3)),
-    # the same with coordinates in place of the inputs, or inputs computed from them
+    # the same with coordinates in place of the inputs
     *_rows("forward_first", HALF, NVIDIA, *NARROW, (ANY, Tiles(128, 128, 64, 8, 3))),
     *_rows("forward_first", TF32, NVIDIA, *NARROW[:2], (64, Tiles(64, 64, 32, 4, 3)), (ANY, Tiles(128, 128, 32, 8, 3))),
     *_rows("forward_first", FP32, NVIDIA, *NARROW_FP32, (ANY, Tiles(64, 64, 32, 4, 3))),
@@ -81,13 +81,15 @@ TABLE: tuple[Row, ...] = (
            (ANY, Tiles(64, 32, 64, 4, 3))),
     # dW = dz^T x: outputs x inputs, in steps of points
     *_rows("weight_gradient", HALF, NVIDIA, (16, Tiles(64, 16, 16, 4, 2)), (32, Tiles(64, 32, 32, 4, 2)),
-           (64, Tiles(64, 64, 64, 4, 3)), (ANY, Tiles(64, 128, 128, 8, 3))),
+           (64, Tiles(64, 64, 64, 4, 3)), (128, Tiles(64, 128, 128, 8, 3))),
+    *_rows("weight_gradient", HALF, "ampere ada", (ANY, Tiles(64, 128, 128, 8, 3))),
+    *_rows("weight_gradient", HALF, "hopper", (ANY, Tiles(64, 128, 256, 8, 3))),
     *_rows("weight_gradient", TF32, NVIDIA, (16, Tiles(32, 16, 16, 4, 2)), (32, Tiles(32, 32, 32, 4, 2)),
            (64, Tiles(32, 64, 64, 4, 3)), (ANY, Tiles(32, 128, 64, 8, 3))),
     *_rows("weight_gradient", FP32, NVIDIA, (16, Tiles(32, 16, 16, 4, 2)), (32, Tiles(32, 32, 32, 4, 2)),
            (ANY, Tiles(32, 64, 64, 8, 3))),
     # heads with their loss: points; as `outputs` the most columns, and the whole width at once
-    *_rows("heads", HALF, NVIDIA, (32, Tiles(64, 32, 32, 4, 1)), (64, Tiles(32, 32, 64, 4, 1)),
+    *_rows("heads", HALF, NVIDIA, (32, Tiles(64, 32, 32, 8, 1)), (64, Tiles(32, 32, 64, 4, 1)),
            (128, Tiles(32, 32, 128, 8, 1))),
     *_rows("heads", HALF, "ampere ada", (256, Tiles(16, 32, 256, 8, 1))),
     *_rows("heads", HALF, "hopper", (128, Tiles(64, 16, 128, 8, 1)), (256, Tiles(64, 16, 256, 8, 2)),
@@ -103,10 +105,14 @@ TABLE: tuple[Row, ...] = (
     *_rows("network_forward", TF32, NVIDIA, (64, Tiles(64, 64, 64, 4, 1)), (128, Tiles(64, 128, 128, 8, 1))),
     *_rows("network_forward", FP32, NVIDIA, (32, Tiles(64, 32, 32, 4, 1)), (64, Tiles(32, 64, 64, 4, 1))),
     # a training step of whole networks: points, the width, and as `inputs` the columns of a weight gradient at once
-    *_rows("network_step", HALF, NVIDIA, (32, Tiles(64, 32, 32, 4, 1)), (64, Tiles(64, 64, 32, 8, 1))),
+    *_rows("network_step", HALF, "ampere ada", (32, Tiles(32, 32, 32, 4, 1))),
+    *_rows("network_step", HALF, "hopper", (32, Tiles(64, 32, 16, 4, 1))),
+    *_rows("network_step", HALF, NVIDIA, (64, Tiles(64, 64, 32, 8, 1))),
     *_rows("network_step", HALF, "ada hopper", (128, Tiles(32, 128, 32, 8, 1))),
     *_rows("network_step", HALF, "ampere", (128, Tiles(16, 128, 32, 8, 1))),
-    *_rows("network_step", TF32, NVIDIA, (32, Tiles(64, 32, 32, 8, 1)), (64, Tiles(32, 64, 32, 8, 1))),
+    *_rows("network_step", TF32, "ampere ada", (32, Tiles(32, 32, 32, 4, 1))),
+    *_rows("network_step", TF32, "hopper", (32, Tiles(64, 32, 32, 8, 1))),
+    *_rows("network_step", TF32, NVIDIA, (64, Tiles(32, 64, 32, 8, 1))),
     *_rows("network_step", FP32, NVIDIA, (32, Tiles(32, 32, 32, 8, 1))),
     # whole fits of small networks: as a training step. One stage: products must not be fetched across barriers.
     *_rows("small_fits", HALF, "ampere ada", (32, Tiles(64, 32, 32, 4, 1)), (64, Tiles(32, 64, 32, 8, 1))),

@@ -51,7 +51,7 @@ def _gpu(device: torch.device) -> dict[str, str]:
 
 @contextmanager
 def neutral() -> Iterator[None]:
-    """Within, grad mode, autocast, default device and random state of the caller change nothing, nor are changed."""
+    """Within, the caller's modes, defaults and random state change nothing, nor are they changed."""
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -63,6 +63,8 @@ def neutral() -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         torch.set_default_dtype(torch.float32)
+        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        torch.set_float32_matmul_precision("highest")
         yield
 
 

@@ -48,7 +48,7 @@ def explain(
         *axes, channels = (check_count("shapes", n) for n in shape)
         how = "step by step"
         if chosen == "triton":
-            precision = resolve_precision(recipe.precision, chosen, where, can_skip=recipe.optimiser == "adam")
+            precision = resolve_precision(recipe.precision, chosen, where, can_skip=recipe.sampling == "full")
             sizes = len(axes), channels, network.hidden_features, network.num_layers
             how = f"step by step by Triton kernels: {path_of(*sizes, precision, where)}"
             if small.engine_of(chosen, where) == "triton":

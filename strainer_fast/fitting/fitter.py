@@ -33,7 +33,7 @@ from strainer_fast.models import Architecture, BatchedSiren, Encoder, Siren
 from strainer_fast.models.siren import siren_from_rows
 from strainer_fast.ops import choose, choose_device
 from strainer_fast.ops.dispatch import resolve_precision
-from strainer_fast.ops.triton import on_device
+from strainer_fast.ops.triton import on_device, whole_rounds
 from strainer_fast.signals import Signal
 from strainer_fast.signals.grid import grid
 
@@ -93,7 +93,7 @@ class Fitter:
         self.recipe = recipe
         self.device = choose_device(device)
         self.implementation = choose(implementation, self.device).name
-        can_skip = recipe.optimiser == "adam"
+        can_skip = recipe.sampling == "full"
         self.precision = resolve_precision(recipe.precision, self.implementation, self.device, can_skip=can_skip)
         self.init = _resolve_init(init, architecture)
         self.shared = init == "shared"
@@ -152,7 +152,7 @@ class Fitter:
         while size > 1 and free is not None and self._step_bytes(shape, size) > free // 2:
             size //= 2
         if not self.is_small(shape):
-            return size
+            return whole_rounds(size, self.device) if self.implementation == "triton" else size
         if self.whole_fits == "triton":
             return self._programs_full(shape, free)
         return max(size, small.NETWORKS_PER_THREAD * torch.get_num_threads())

@@ -105,10 +105,7 @@ class Kfac(Optimiser):
     @torch.no_grad()
     def update(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """One step, in place."""
-        steps = self.step.view(-1)
-        due = (self.stale > 0) | (steps % self.recipe.refresh_every == 0)
-        for step in sorted(set(steps[due].tolist())):  # one for all, unless networks came at different times
-            self._refresh(parameters, torch.nonzero(due & (steps == step)).view(-1), step)
+        self.refresh(parameters)
         rate = self.learning_rate().float().to(self.points.device).view(-1) * self.rate
         given = self.recipe.momentum
         momentum = self.left.clamp(*MOMENTA) if given is None else torch.full_like(self.left, given)
@@ -123,24 +120,39 @@ class Kfac(Optimiser):
         self.advance()
         self.moved = True
 
+    @torch.no_grad()
+    def refresh(self, parameters: Sequence[Tensor]) -> None:
+        """New factors for the networks whose turn it is."""
+        steps = self.step.view(-1)
+        due = (self.stale > 0) | (steps % self.recipe.refresh_every == 0)
+        for step in sorted(set(steps[due].tolist())):  # one for all, unless networks came at different times
+            self._refresh(parameters, torch.nonzero(due & (steps == step)).view(-1), step)
+
     def _refresh(self, parameters: Sequence[Tensor], networks: Tensor, step: int) -> None:
         """Both factors of each layer of some networks from a sample of the points, damped and inverted."""
         generator = generator_at(self.recipe.seed, step)
         number = min(len(self.points), FACTOR_POINTS)
-        chosen = torch.randperm(len(self.points), generator=generator)[:number].to(self.points.device)
+        chosen = torch.randperm(len(self.points), generator=generator)[:number]
         outputs = parameters[-1].numel() // max(self.step.numel(), 1)
-        signs = (torch.randint(0, 2, (number, outputs), generator=generator) * 2.0 - 1).to(self.points)
+        signs = torch.randint(0, 2, (number, outputs), generator=generator) * 2.0 - 1
+        points, signs = self.points[self._there(chosen)], self._there(signs)
         size = max(1, STACK_ELEMENTS // (number * max(p.shape[-1] for p in parameters)))
-        for some in torch.split(networks.to(self.points.device), size):
-            weights = [p.detach()[some] for p in parameters] if self.step.ndim else [p.detach() for p in parameters]
-            factors = _factors(self.points[chosen], weights, self.omegas, signs)
-            for own, new in zip(self.inverses, factors, strict=True):
-                for inverse, factor in zip(own, new, strict=True):
-                    if self.step.ndim:
-                        inverse[some] = _damped_inverse(factor, self.recipe.damping)
-                    else:  # heads of one encoder see the same inputs
-                        inverse.copy_(_damped_inverse(factor, self.recipe.damping))
+        for some in torch.split(networks, size):
+            # All of them without an index, which would copy them.
+            rows = slice(None) if len(some) == self.step.numel() else self._there(some)
+            weights = [p.detach()[rows] for p in parameters] if self.step.ndim else [p.detach() for p in parameters]
+            factors = _factors(points, weights, self.omegas, signs)
+            flat = _damped_inverses([f for pair in factors for f in pair], self.recipe.damping)
+            for inverse, new in zip((i for pair in self.inverses for i in pair), flat, strict=True):
+                if self.step.ndim:
+                    inverse[rows] = new
+                else:  # heads of one encoder see the same inputs
+                    inverse.copy_(new)
         self.stale[networks] = 0
+
+    def _there(self, host: Tensor) -> Tensor:
+        """On the device of the points; from pinned memory the copy does not wait for it."""
+        return host.pin_memory().to(self.points.device, non_blocking=True) if self.points.is_cuda else host
 
     def state(self) -> dict[str, Tensor]:
         """Counts, rates, momentum, and the weights that losses are compared with."""
@@ -174,15 +186,28 @@ class Kfac(Optimiser):
             v[signal] = 0
 
 
-def _damped_inverse(factor: Tensor, damping: float) -> Tensor:  # [..., n, n]
-    """(F + sqrt(damping) * (mean eigenvalue) * I)^-1."""
-    number = factor.shape[-1]
-    mean = factor.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    # A layer that nothing depends on has a factor of zeros: any step there is zero too.
-    strength = torch.where(mean > 0, damping**0.5 * mean, torch.ones_like(mean))
-    eye = torch.eye(number, dtype=factor.dtype, device=factor.device)
-    lower, _ = torch.linalg.cholesky_ex(factor + strength * eye)
-    return torch.cholesky_inverse(lower)
+def _damped_inverses(factors: Sequence[Tensor], damping: float) -> list[Tensor]:  # of [..., n, n] each
+    """(F + sqrt(damping) * (mean eigenvalue) * I)^-1 of each factor; those of one size together."""
+    found: dict[int, Tensor] = {}
+    for number in dict.fromkeys(f.shape[-1] for f in factors):
+        members = [i for i, f in enumerate(factors) if f.shape[-1] == number]
+        joined = torch.cat([factors[i].reshape(-1, number, number) for i in members])
+        mean = joined.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+        # A layer that nothing depends on has a factor of zeros: any step there is zero too.
+        strength = torch.where(mean > 0, damping**0.5 * mean, torch.ones_like(mean))
+        eye = torch.eye(number, dtype=joined.dtype, device=joined.device)
+        inverses = _inverses(torch.linalg.cholesky_ex(joined + strength * eye)[0], eye)
+        parts = torch.split(inverses, [factors[i].numel() // number**2 for i in members])
+        found |= {i: part.view(factors[i].shape) for i, part in zip(members, parts, strict=True)}
+    return [found[i] for i in range(len(factors))]
+
+
+def _inverses(lower: Tensor, eye: Tensor) -> Tensor:  # [k, n, n] of L -> (L L^T)^-1
+    if not lower.is_cuda:
+        return torch.cholesky_inverse(lower)
+    # On a GPU that goes matrix by matrix.
+    half: Tensor = torch.linalg.solve_triangular(lower, eye, upper=False)
+    return half.mT @ half
 
 
 def _factors(

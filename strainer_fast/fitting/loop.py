@@ -14,7 +14,7 @@ from strainer_fast.fitting.optim import Optimiser
 from strainer_fast.fitting.ranks import Ranks
 from strainer_fast.fitting.recipe import Recipe
 from strainer_fast.fitting.record import BUDGET, INTERRUPTED, NON_FINITE, Look, Record
-from strainer_fast.fitting.stepper import make_stepper
+from strainer_fast.fitting.steppers import make_stepper
 
 
 def optimise(
@@ -37,7 +37,7 @@ def optimise(
     Args:
         optimiser: with the state to continue from.
         ranks: the processes that take part.
-        implementation, precision: what computes a step; see `strainer_fast.fitting.stepper`.
+        implementation, precision: what computes a step; see `strainer_fast.fitting.steppers`.
         mse_so_far: the losses of the steps already done, per signal of all ranks.
         stop: asked before every step, or every look where there are ranks; True ends the loop there.
         on_check: called at every look at the loss with what was seen, before the optimiser moves on.

@@ -87,7 +87,7 @@ def pretrain(
     ranks = Ranks(len(signals), distributed, recipe)
     where = choose_device(ranks.device(device))
     chosen = choose(implementation, where).name
-    precision = resolve_precision(recipe.precision, chosen, where, can_skip=training.optimiser == "adam")
+    precision = resolve_precision(recipe.precision, chosen, where, can_skip=recipe.pretrain_method == "strainer")
     _check_uniform(signals)
     graph = "torch" if recipe.pretrain_method == "maml" else chosen  # which keeps all activations
     number = ranks.own.stop - ranks.own.start

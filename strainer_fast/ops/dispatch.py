@@ -76,7 +76,8 @@ def choose(
 def resolve_precision(precision: str, implementation: str, device: torch.device, *, can_skip: bool = True) -> str:
     """A recipe's precision as a name of PRECISIONS: "auto" is fp16 where the Triton kernels run on a GPU, else fp32.
 
-    `can_skip` says whether the optimiser skips steps whose gradients overflow; without, "auto" is fp32.
+    `can_skip` says whether steps whose gradients overflow are skipped, as those on all points are; without, "auto" is
+    fp32.
     Raises InputError as `check_precision`.
     """
     if precision == "auto":

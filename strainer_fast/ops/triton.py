@@ -1,7 +1,7 @@
 """Forward, loss and backward of sine networks by the Triton kernels: the same contract as ops.tiled, on a GPU.
 
 Loss and gradients come from launches over waves of points (kernels/siren.py); this is the form of it that stands behind
-autograd, with buffers of its own for every call. Whole fits keep theirs: fitting/stepper.py.
+autograd, with buffers of its own for every call. Whole fits keep theirs: fitting/triton_stepper.py.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def sweep(
         gradients, point_gradient = empty_gradients(points, parameters, wanted, want_points)
         return Swept((torch.zeros_like(norm) / norm).to(values.dtype), gradients, point_gradient)
 
-    from strainer_fast.kernels.optim import launch_copies, launch_reduce
+    from strainer_fast.kernels.optim import launch_copies
     from strainer_fast.kernels.plan import network_of
     from strainer_fast.kernels.siren import Pipeline
 
@@ -54,20 +54,20 @@ def sweep(
             point_weights = point_weights.expand(num_signals, num_points)
         scale = scale * pipeline.loss_scale
         shift = _shift(values, scale, point_weights)
+        reduced = torch.empty_like(flat) if any(wanted) else None
         pipeline.launch(
             points,
             values,
             scale * shift,
             norm.to(torch.float32),
             losses,
+            torch.zeros(pipeline.groups, dtype=torch.int32, device=points.device),
             point_weights=point_weights,
             dpoints=dpoints,
+            gradients=reduced,
         )
         gradients = [None] * len(parameters)
-        if any(wanted):
-            reduced = torch.empty_like(flat)
-            bad = torch.zeros(pipeline.groups, dtype=torch.int32, device=points.device)
-            launch_reduce(pipeline.table, pipeline.partials, reduced, bad)
+        if reduced is not None:
             each = zip(pipeline.parameters(reduced), parameters, wanted, strict=True)
             # New tensors: an operator may not return several views of one memory.
             gradients = [g.reshape(p.shape) / shift if w else None for g, p, w in each]
@@ -118,6 +118,17 @@ def path_of(coordinates: int, channels: int, width: int, num_layers: int, precis
     with on_device(torch.empty(0, device=device)):
         whole = num_layers > 1 and fits_on_chip("network_step", coordinates, padded(width), channels, precision)
     return f"whole networks on chip, {precision}" if whole else f"layer by layer over waves of points, {precision}"
+
+
+def whole_rounds(networks: int, device: torch.device) -> int:
+    """At most so many networks: what a launch takes, in whole rounds where one does not hold them all at once."""
+    from strainer_fast.kernels.checks import MOST_NETWORKS
+    from strainer_fast.kernels.on_chip import programs_at_once
+
+    with on_device(torch.empty(0, device=device)):
+        round_ = programs_at_once()
+    networks = min(networks, MOST_NETWORKS)
+    return networks - networks % round_ if networks > round_ else networks
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[object]:

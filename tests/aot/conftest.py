@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,17 +15,21 @@ Reports = dict[tuple[str, str], dict[str, Any]]
 """Precision and case to what `kernels.aot --json` says."""
 
 COMPILED = (
-    *("step", "row/*/half/32", "row/small_fits/*"),
+    *("step", "step-strainer", "step-stacked"),
+    *("row/*/half/32", "row/heads/*", "row/network_step/*", "row/small_fits/*"),
     *("lone/forward_inference", "lone/sincos", "lone/newton_schulz"),
 )
-"""Cases that are compiled for every test here; `make aot` compiles all."""
+"""Cases that are compiled for every test here: steps of one network, of many heads, of a stack, and the kernels whose
+tiles are largest beside the registers at each width. `make aot` compiles all."""
 
 
-def python(*arguments: str, interpret: bool = False) -> subprocess.CompletedProcess[str]:
-    """Run Python with Triton's compiler, or its interpreter."""
+def python(*arguments: str, interpret: bool = False, cache: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run Python with Triton's compiler, or its interpreter; with a cache of compiled kernels of its own."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     if interpret:
         environment["TRITON_INTERPRET"] = "1"
+    if cache:
+        environment["TRITON_CACHE_DIR"] = str(cache)
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment)
 
 

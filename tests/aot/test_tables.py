@@ -1,15 +1,7 @@
-"""The table of tiles is legal, the tuner chooses and writes as it should, the model adds up: nothing is compiled."""
-
-import importlib.util
-import math
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
+"""The table of tiles is legal, the model adds up: nothing is compiled."""
 
 import pytest
 
-from strainer_fast.kernels import tiles as tiles_module
-from strainer_fast.kernels import tune
 from strainer_fast.kernels.cases import row_name
 from strainer_fast.kernels.chip import CHIPS, Chip
 from strainer_fast.kernels.configs import generation, illegal
@@ -21,105 +13,6 @@ PAIRS = [(row, chip) for row in TABLE for chip in CHIPS.values() if generation(c
 @pytest.mark.parametrize(("row", "chip"), PAIRS, ids=[f"{row_name(r)}-{c.name}" for r, c in PAIRS])
 def test_rows_are_legal(row: Row, chip: Chip) -> None:
     assert illegal(row, chip) is None
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> tune.Clock:
-    """Tiles take as long as they are far from 64 points, 64 outputs, 8 warps; with 256 points they cannot run."""
-    monkeypatch.setattr(tune, "call_of", lambda row, rows, chip, device: row.tiles)
-
-    def seconds(calls: Sequence[tiles_module.Tiles]) -> list[float]:
-        def one(t: tiles_module.Tiles) -> float:
-            far = abs(math.log2(t.points / 64)) + abs(math.log2(t.outputs / 64)) + (t.warps != 8)
-            return math.inf if t.points == 256 else 1.0 + far
-
-        return [one(t) for t in calls]
-
-    return seconds
-
-
-def row_of(kernel: str, width: int) -> Row:
-    return next(r for r in TABLE if (r.kernel, r.generation, r.width) == (kernel, "hopper", width))
-
-
-def test_the_tuner_walks_to_the_fastest(clock: tune.Clock) -> None:
-    row = row_of("forward", tiles_module.ANY)
-    row = replace(row, tiles=replace(row.tiles, points=32, outputs=128, warps=4))
-    best, faster = tune.tune_row(row, TABLE, CHIPS["sm_90"], clock)
-    assert (best.tiles.points, best.tiles.outputs, best.tiles.warps) == (64, 64, 8)
-    assert faster == pytest.approx(4.0)
-    assert tune.same_place(best, row)
-
-
-def test_the_tuner_leaves_what_is_not_clearly_slower(clock: tune.Clock) -> None:
-    row = row_of("forward", tiles_module.ANY)
-    best, faster = tune.tune_row(row, TABLE, CHIPS["sm_90"], lambda calls: [1.0, *[0.99] * (len(calls) - 1)])
-    assert best == row and faster == 1.0
-
-
-def test_the_tuner_escapes_tiles_that_cannot_run(clock: tune.Clock) -> None:
-    row = row_of("forward", tiles_module.ANY)
-    row = replace(row, tiles=replace(row.tiles, points=256, outputs=64, inputs=32, warps=8))
-    best, faster = tune.tune_row(row, TABLE, CHIPS["sm_90"], clock)
-    assert best.tiles.points == 64 and math.isfinite(faster)
-
-
-def test_neighbours_are_legal_and_no_wider_than_the_layer() -> None:
-    chip = CHIPS["sm_90"]
-    for row in TABLE:
-        if row.generation == "hopper":
-            for tiles in tune.neighbours(row, chip):
-                assert illegal(replace(row, tiles=tiles), chip) is None
-                assert max(tiles.outputs, tiles.inputs) <= max(row.tiles.outputs, row.tiles.inputs, row.width)
-
-
-def test_only_rows_of_the_chip_are_tuned(clock: tune.Clock) -> None:
-    rows = tune.tune(TABLE, CHIPS["sm_90"], clock, kernels=["forward"])
-    changed = [new for old, new in zip(TABLE, rows, strict=True) if old != new]
-    assert changed and {(r.kernel, r.generation) for r in changed} == {("forward", "hopper")}
-
-
-def read(path: Path) -> tuple[Row, ...]:
-    spec = importlib.util.spec_from_file_location(tiles_module.__name__, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.TABLE
-
-
-def test_the_written_table_is_read_back(tmp_path: Path, clock: tune.Clock) -> None:
-    path, source = tmp_path / "tiles.py", Path(tiles_module.__file__).read_text()
-    path.write_text(source)
-    tuned = tune.tune(TABLE, CHIPS["sm_90"], clock)
-    for _ in range(2):  # its own output is a table as well
-        tune.write_table(path, tuned)
-        assert list(map(repr, read(path))) == list(map(repr, tuned))
-    text = path.read_text()
-    comments = [line.strip() for line in source.splitlines() if line.strip().startswith("#")]
-    assert [line.strip() for line in text.splitlines() if line.strip().startswith("#")] == comments
-    assert max(map(len, text.splitlines())) <= 120
-    assert text.endswith(")  # fmt: skip\n")
-    tune.write_table(path, TABLE)
-    assert list(map(repr, read(path))) == list(map(repr, TABLE))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["tiles.py"]
-
-
-def test_another_table_is_not_written(tmp_path: Path) -> None:
-    path = tmp_path / "tiles.py"
-    path.write_text(Path(tiles_module.__file__).read_text())
-    before = path.read_text()
-    for rows in (TABLE[1:], (*TABLE, TABLE[0]), TABLE[:-1]):
-        with pytest.raises(ValueError, match="rows: expected"):
-            tune.write_table(path, rows)
-    assert path.read_text() == before
-
-
-def test_tuning_needs_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    before = Path(tiles_module.__file__).read_text()
-    assert tune.main([]) == 2
-    assert "expected a CUDA device" in capsys.readouterr().err
-    assert Path(tiles_module.__file__).read_text() == before
 
 
 def test_the_model_of_whole_small_fits_adds_up(run_python) -> None:

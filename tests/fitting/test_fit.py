@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -298,19 +300,32 @@ def test_exact_fit_is_infinite_psnr(tmp_path: Path, encoder: sf.Encoder) -> None
     assert sf.FitResult.load(tmp_path / "fit.safetensors").psnr == [math.inf]
 
 
-@pytest.mark.parametrize("mode", ["no_grad", "inference_mode", "autocast"])
+@contextmanager
+def products_in_half() -> Iterator[None]:
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("mode", ["no_grad", "inference_mode", "autocast", "device", "products"])
 def test_the_callers_modes_change_nothing(mode: str, scans: list[sf.Signal], tiny: sf.Architecture) -> None:
     contexts = {
         "no_grad": torch.no_grad,
         "inference_mode": torch.inference_mode,
         "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+        "device": lambda: torch.device("meta"),
+        "products": products_in_half,
     }
-    for implementation in ("tiled", "torch"):
+    for implementation, optimiser in (("tiled", "adam"), ("torch", "adam"), ("tiled", "kfac"), ("tiled", "muon")):
 
-        def run(implementation: str = implementation) -> sf.FitResult:
+        def run(implementation: str = implementation, optimiser: str = optimiser) -> sf.FitResult:
             own = sf.signals.load(scans[0].values)
-            encoder = sf.pretrain(own, quick(pretrain_steps=3), architecture=tiny, implementation=implementation)
-            return sf.fit(own, encoder, quick(steps=3, start="least_squares"), implementation=implementation)
+            recipe = quick(pretrain_steps=3, steps=3, start="least_squares", optimiser=optimiser, schedule="cosine")
+            encoder = sf.pretrain(own, recipe, architecture=tiny, implementation=implementation)
+            return sf.fit(own, encoder, recipe, implementation=implementation)
 
         expected = run()
         state = torch.get_rng_state()

@@ -8,7 +8,8 @@ from torch import Tensor
 
 import strainer_fast as sf
 from strainer_fast.fitting.optim import Adam
-from strainer_fast.fitting.stepper import TritonStepper, make_stepper
+from strainer_fast.fitting.steppers import make_stepper
+from strainer_fast.fitting.triton_stepper import TritonStepper
 from strainer_fast.ops import siren_mse
 
 pytestmark = pytest.mark.gpu
@@ -77,7 +78,7 @@ def test_nothing_is_allocated_or_awaited(width: int, shared: bool, graphs: bool)
         with torch.no_grad():
             for _ in range(STEPS):
                 ours._evaluate(ours._launch_gradients)
-                ours._update(ours._launch_adam)
+                ours._update(ours._launch_update)
         after = torch.cuda.memory_stats()
         for _ in range(STEPS):
             ours.evaluate(0, True)

@@ -1,12 +1,12 @@
 """Kernel tests run under Triton's interpreter where there is no GPU; the choice is made once, before Triton loads."""
 
-import os
-
 import pytest
 import torch
 
+from tests.interpreter import interpret
+
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
+    interpret()
 
 
 @pytest.fixture

@@ -33,14 +33,9 @@ def run(row: Row, precision: str) -> float:
         launch_forward(operands[0], operands[1], b, y, omega=3.0, precision=precision, tiles=t)
         got, want = y, torch.sin(3.0 * (exact[0] @ exact[1].mT + exact[3].unsqueeze(1)))
     elif row.kernel == "forward_first":
-        coords, first, y = (
-            torch.rand(points, 2),
-            (torch.randn(1, width, 2), torch.randn(1, width)),
-            guards(1, points, width),
-        )
-        launch_forward(coords, operands[1], b, y, omega=3.0, first=first, precision=precision, tiles=t)
-        h = torch.sin(coords.double() @ first[0].double().mT + first[1].double().unsqueeze(1))
-        got, want = y, torch.sin(3.0 * (h @ exact[1].mT + exact[3].unsqueeze(1)))
+        coords, first, y = torch.rand(points, 2), torch.randn(1, width, 2), guards(1, points, width)
+        launch_forward(coords, first, b, y, omega=3.0, precision=precision, tiles=t)
+        got, want = y, torch.sin(3.0 * (coords.double() @ first.double().mT + exact[3].unsqueeze(1)))
     elif row.kernel == "input_gradient":
         got = guards(1, points, width)
         launch_input_gradient(operands[2], operands[1], got, precision=precision, tiles=t)

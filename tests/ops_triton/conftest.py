@@ -1,14 +1,15 @@
 """The layers on Triton's kernels, under its interpreter where there is no GPU; decided once, before Triton loads."""
 
-import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 
 import pytest
 import torch
 
+from tests.interpreter import interpret
+
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
+    interpret()
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import strainer_fast as sf
 from strainer_fast.fitting import fitter
 from strainer_fast.fitting.optim import Adam
-from strainer_fast.fitting.stepper import Stepper, TritonStepper, make_stepper
+from strainer_fast.fitting.stepper import Stepper
+from strainer_fast.fitting.steppers import make_stepper
+from strainer_fast.fitting.triton_stepper import TritonStepper
 from tests.kernels.guards import relative
 
 ARCHITECTURE = sf.Architecture(hidden_features=32, num_layers=4, num_shared_layers=3)
@@ -271,20 +273,20 @@ def test_a_step_allocates_nothing_and_waits_for_nothing(
         ours = stepper("triton", shared=shared)
     assert ours.pipeline.on_chip == (width == 20)
     launched = []
-    for kernel in _kernels():
+    for kernel in kernels():
         monkeypatch.setattr(type(kernel), "run", lambda self, *a, **k: launched.append(self), raising=False)
     with Counting() as counting, torch.no_grad():
         ours._launch_gradients()
-        ours._launch_adam()
+        ours._launch_update()
     assert counting.calls == {}
-    # Coupled or stacked: forward, heads, chain and weights of each layer; losses, sums, Adam, count.
-    assert len(launched) == (1 if ours.pipeline.on_chip else 7) + 4
+    # Forward, heads, chain of each layer, weights of all; losses with sums, Adam with the count.
+    assert len(launched) == (1 if ours.pipeline.on_chip else 7) + 2
 
 
-def _kernels() -> list[Any]:
-    from strainer_fast.kernels import heads, layers, on_chip, optim
+def kernels() -> list[Any]:
+    from strainer_fast.kernels import heads, kfac, layers, muon, newton_schulz, on_chip, optim
 
-    modules = (heads, layers, on_chip, optim)
+    modules = (heads, kfac, layers, muon, newton_schulz, on_chip, optim)
     return [k for m in modules for name, k in vars(m).items() if name.endswith("_kernel")]
 
 
