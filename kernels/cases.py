@@ -33,6 +33,7 @@ from .optim import launch_adam, launch_advance, launch_copies
 from .plan import Network
 from .segments import DTYPES
 from .siren import Pipeline
+from .small_fits import Fits, Layout, launch_small_fits, small_fits_programs, small_fits_scratch
 from .stacks import Stacks
 from .tiles import ANY, TABLE, Row
 from .trig import launch_sincos
@@ -205,6 +206,32 @@ def network_step(precision: str, points: int = POINTS, width: int = WIDTH) -> No
                         programs, precision=precision)  # fmt: skip
 
 
+SMALL_POINTS, SMALL_LAYERS, SMALL_STEPS = 28 * 28, 3, 200
+"""Whole fits that are looked at: digits, networks of three sine layers."""
+
+
+def small_fits(
+    precision: str, points: int = SMALL_POINTS, width: int = 32, steps: int = SMALL_STEPS, rounds: int = 4
+) -> None:
+    """Whole fits, so many for each program."""
+    layout = Layout(COORDINATES, width, SMALL_LAYERS - 1, CHANNELS)
+    programs = small_fits_programs(1 << 20, width, precision)
+    networks = rounds * programs
+    state = {name: empty(networks, layout.length) for name in ("parameters", "exp_avg", "exp_avg_sq")}
+    integers = ("step", "adam_step", "rollbacks", "measured", "reason", "skipped")
+    counters = {name: empty(networks, dtype=torch.int64) for name in integers}
+    fits = Fits(**state, **counters, best=None, scale=empty(networks), loss_scale=empty(networks),
+                best_mse=empty(networks, dtype=torch.float64), mse=empty(networks, steps + 1))  # fmt: skip
+    gradients, scratch = small_fits_scratch(layout, programs, precision)
+    launch_small_fits(empty(points, COORDINATES), empty(networks, points, CHANNELS), layout, fits,
+                      empty(SMALL_LAYERS + 1), rows=empty(networks, dtype=torch.int64),
+                      queue=empty(1, dtype=torch.int32), until=steps, learning_rates=empty(steps),
+                      betas=(0.9, 0.999), eps=1e-8, check_every=10, guard=0.0, frozen=0,
+                      target_mse=empty(networks, dtype=torch.float64), gradients=empty(gradients),
+                      scratch=empty(scratch, dtype=DTYPES[precision]), programs=programs,
+                      precision=precision)  # fmt: skip
+
+
 ROW_CASES: dict[str, Callable[[str, int, int], None]] = {
     "forward": forward,
     "forward_first": forward_first,
@@ -214,8 +241,12 @@ ROW_CASES: dict[str, Callable[[str, int, int], None]] = {
     "heads": heads,
     "network_forward": network_forward,
     "network_step": network_step,
+    "small_fits": lambda precision, _, width: small_fits(precision, width=width),
 }
 """How to call the kernel that rows of the table are for: precision, points, width."""
+
+ONCE = ("small_fits",)
+"""Kernels that a second launch finds with nothing left to do: `make tune` leaves their rows alone."""
 
 
 def row_name(row: Row) -> str:

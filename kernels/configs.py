@@ -17,7 +17,7 @@ BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
 
 KERNELS = (
     *("forward", "forward_first", "input_gradient", "first_gradient", "weight_gradient"),
-    *("heads", "network_forward", "network_step"),
+    *("heads", "network_forward", "network_step", "small_fits"),
 )
 
 REGISTERS = 65536
@@ -94,6 +94,7 @@ def illegal(row: Row, chip: Chip) -> str | None:
         "heads": (t.points, t.inputs, t.outputs),
         "network_forward": (t.points, t.outputs, t.inputs),
         "network_step": (t.points, t.outputs, t.inputs),
+        "small_fits": (t.points, t.outputs, t.inputs),
     }[row.kernel]
     shared = t.stages * (m + n) * k * size
     if shared > chip.shared:

@@ -305,7 +305,12 @@ def step_times(launches: list[Launch], chip: Chip) -> list[Time]:
 
 
 def _time(launch: Launch, chip: Chip, cache: Cache) -> Time:
-    peaks, work = PEAKS[chip.name], WORK.get(launch.name, other_work)(launch)
+    return time_of(launch, WORK.get(launch.name, other_work)(launch), chip, cache)
+
+
+def time_of(launch: Launch, work: Work, chip: Chip, cache: Cache) -> Time:
+    """Of a launch that has to do this."""
+    peaks = PEAKS[chip.name]
     programs = math.prod(launch.grid)
     memory = sum(cache.touch(t, False) for t in work.reads) + sum(cache.touch(t, True) for t in work.writes)
     # Programs come in rounds of one per processor; the last round is rarely full.

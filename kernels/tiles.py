@@ -114,6 +114,11 @@ TABLE: tuple[Row, ...] = (
     *_rows("network_step", TF32, "hopper", (32, Tiles(64, 32, 32, 8, 1))),
     *_rows("network_step", TF32, NVIDIA, (64, Tiles(32, 64, 32, 8, 1))),
     *_rows("network_step", FP32, NVIDIA, (32, Tiles(32, 32, 32, 8, 1))),
+    # whole fits of small networks: as a training step. One stage: products must not be fetched across barriers.
+    *_rows("small_fits", HALF, "ampere ada", (32, Tiles(64, 32, 32, 4, 1)), (64, Tiles(32, 64, 32, 8, 1))),
+    *_rows("small_fits", HALF, "hopper", (32, Tiles(64, 32, 32, 4, 1)), (64, Tiles(32, 64, 32, 4, 1))),
+    *_rows("small_fits", TF32, NVIDIA, (32, Tiles(32, 32, 32, 4, 1)), (64, Tiles(16, 64, 32, 4, 1))),
+    *_rows("small_fits", FP32, NVIDIA, (32, Tiles(32, 32, 32, 8, 1)), (64, Tiles(16, 64, 32, 8, 1))),
     # AMD: fewer stages, 64 KiB of shared memory
     *_rows("forward", HALF, "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(128, 128, 32, 8, 2))),
     *_rows("forward_first", HALF, "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(128, 128, 32, 8, 2))),
@@ -132,4 +137,5 @@ TABLE: tuple[Row, ...] = (
     *_rows("heads", ("half", "tf32", "fp32"), "interpreter", (512, Tiles(1024, 32, 512))),
     *_rows("network_forward", ("half", "tf32", "fp32"), "interpreter", (256, Tiles(1024, 256, 256))),
     *_rows("network_step", ("half", "tf32", "fp32"), "interpreter", (128, Tiles(1024, 128, 128))),
+    *_rows("small_fits", ("half", "tf32", "fp32"), "interpreter", (64, Tiles(1024, 64, 64))),
 )  # fmt: skip

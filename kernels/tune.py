@@ -27,7 +27,7 @@ import triton
 
 from . import tiles as tiles_module
 from .capture import capture, table
-from .cases import POINTS, ROW_CASES, WIDTH, row_name, row_precisions, stacked_step, step
+from .cases import ONCE, POINTS, ROW_CASES, WIDTH, row_name, row_precisions, stacked_step, step
 from .chip import CHIPS, Chip, current_chip
 from .configs import generation, illegal
 from .mm import PRECISIONS
@@ -169,7 +169,7 @@ def wanted_rows(
 
     Widths are those of the layer that a row is measured with: WIDTH for rows without a limit.
     """
-    own = [r for r in rows if r.generation == generation(chip) and r.kernel in ROW_CASES]
+    own = [r for r in rows if r.generation == generation(chip) and r.kernel in ROW_CASES and r.kernel not in ONCE]
     found = [
         r
         for r in own
@@ -283,7 +283,9 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m strainer_fast.kernels.tune", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--kernel", nargs="+", choices=sorted(ROW_CASES), default=[], help="only rows of these")
+    parser.add_argument(
+        "--kernel", nargs="+", choices=sorted({*ROW_CASES} - {*ONCE}), default=[], help="only rows of these"
+    )
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=[], help="only rows of these")
     parser.add_argument("--width", nargs="+", type=int, default=[], help="only rows measured at these; 256: the widest")
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop cleanly after so long")

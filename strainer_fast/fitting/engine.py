@@ -28,7 +28,8 @@ def environment(
     level = f" ({cpu.level()})" if implementation == "native" else ""
     if implementation == "triton":
         level = f" ({precision})"
-    if whole_fits and implementation != "native":
+        level += ", whole fits on chip" if whole_fits else ""
+    elif whole_fits and implementation != "native":
         level = f", whole fits native ({cpu.level()})"
     return {
         "implementation": implementation + level,

@@ -34,8 +34,8 @@ def explain(
         architecture: of the networks; the paper's by default.
         implementation, device: as `fit` takes them.
 
-    A fit runs whole on the native engine (see `strainer_fast.ops.fit_small`) unless the line names the recipe's field
-    or the size that rules this out. On a GPU a fit runs step by step on the Triton kernels.
+    A fit runs whole, on the native engine or on a GPU (see `strainer_fast.ops.fit_small`), unless the line names the
+    recipe's field or the size that rules this out. Then it runs step by step.
     """
     recipe = get_recipe(recipe)
     network = architecture or Architecture()
@@ -51,6 +51,10 @@ def explain(
             precision = resolve_precision(recipe.precision, chosen, where, can_skip=recipe.sampling == "full")
             sizes = len(axes), channels, network.hidden_features, network.num_layers
             how = f"step by step by Triton kernels: {path_of(*sizes, precision, where)}"
+            if small.engine_of(chosen, where) == "triton":
+                each = recipe, network, len(axes), channels, math.prod(axes)
+                why = small.ruled_out(*each, precision=precision, device=where)
+                how = f"whole fits on chip (fit_small), {precision}" if why is None else f"{how}; no whole fits: {why}"
         if chosen == "native":
             why = small.ruled_out(recipe, network, len(axes), channels, math.prod(axes))
             how = "whole fits in a core's caches (fit_small)" if why is None else f"step by step: {why}"

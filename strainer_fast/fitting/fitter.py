@@ -33,7 +33,7 @@ from strainer_fast.models import Architecture, BatchedSiren, Encoder, Siren
 from strainer_fast.models.siren import siren_from_rows
 from strainer_fast.ops import choose, choose_device
 from strainer_fast.ops.dispatch import resolve_precision
-from strainer_fast.ops.triton import whole_rounds
+from strainer_fast.ops.triton import on_device, whole_rounds
 from strainer_fast.signals import Signal
 from strainer_fast.signals.grid import grid
 
@@ -101,7 +101,7 @@ class Fitter:
         self.frozen = FrozenFeatures(
             self.init if isinstance(self.init, Encoder) else None, depth_of(recipe.freeze, self.init)
         )
-        self._small_too = choose(implementation, self.device, whole_fits=True).name == "native"
+        self.whole_fits = small.engine_of(choose(implementation, self.device, whole_fits=True).name, self.device)
         self.settings: dict[str, Any] = {
             "recipe": recipe.as_dict(),
             "init": f"encoder {self.init.fingerprint()}" if isinstance(self.init, Encoder) else str(init),
@@ -135,7 +135,12 @@ class Fitter:
         """Whether `ops.fit_small` runs fits of signals of this shape [*grid, C]."""
         *axes, channels = shape
         points = math.prod(axes)
-        return self._small_too and small.ruled_out(self.recipe, self.network, len(axes), channels, points) is None
+        return self.whole_fits is not None and (
+            small.ruled_out(
+                *(self.recipe, self.network, len(axes), channels, points), precision=self.precision, device=self.device
+            )
+            is None
+        )
 
     def stack_size(self, shape: Sequence[int]) -> int:
         """How many signals of this shape [*grid, C] run at a time."""
@@ -146,9 +151,25 @@ class Fitter:
         free = engine.available_bytes(self.device)
         while size > 1 and free is not None and self._step_bytes(shape, size) > free // 2:
             size //= 2
-        if self.implementation == "triton":
-            size = whole_rounds(size, self.device)
-        return max(size, small.NETWORKS_PER_THREAD * torch.get_num_threads()) if self.is_small(shape) else size
+        if not self.is_small(shape):
+            return whole_rounds(size, self.device) if self.implementation == "triton" else size
+        if self.whole_fits == "triton":
+            return self._programs_full(shape, free)
+        return max(size, small.NETWORKS_PER_THREAD * torch.get_num_threads())
+
+    def _programs_full(self, shape: Sequence[int], free: int | None) -> int:
+        """Networks that keep all programs of a GPU busy equally long, in half of its memory."""
+        from strainer_fast.kernels.small_fits import small_fits_programs
+
+        with on_device(torch.empty(0, device=self.device)):
+            programs = small_fits_programs(2**31, self.network.hidden_features, self.precision)
+        points, depth = math.prod(shape[:-1]), self.network.num_layers
+        # Parameters, two moments, the best ones and the given ones; samples; losses of all steps.
+        each = 5 * depth * self.network.hidden_features**2 + points * shape[-1] + self.recipe.steps
+        rounds = small.NETWORKS_PER_PROGRAM
+        if free is not None:
+            rounds = max(1, min(rounds, free // 2 // (4 * each * programs)))
+        return rounds * programs
 
     def _step_bytes(self, shape: Sequence[int], size: int) -> int:
         points = math.prod(shape[:-1])
@@ -185,6 +206,8 @@ class Fitter:
                     self.recipe,
                     watch=watch,
                     num_frozen=len(self.frozen.layers),
+                    implementation=self.whole_fits or "native",
+                    precision=self.precision,
                 )
             return
 

@@ -16,7 +16,7 @@ Reports = dict[tuple[str, str], dict[str, Any]]
 
 COMPILED = (
     *("step", "step-strainer", "step-stacked"),
-    *("row/*/half/32", "row/heads/*", "row/network_step/*"),
+    *("row/*/half/32", "row/heads/*", "row/network_step/*", "row/small_fits/*"),
     *("lone/forward_inference", "lone/sincos", "lone/newton_schulz"),
 )
 """Cases that are compiled for every test here: steps of one network, of many heads, of a stack, and the kernels whose

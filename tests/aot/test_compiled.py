@@ -150,3 +150,19 @@ def test_operands_are_copied_asynchronously(chip: str, precision: str, case: str
     """cp.async ... 0x10: 16 bytes at once, past the registers."""
     wide = report_of(reports, chip, precision, case)["counts"].get("LDGSTS.16", 0)
     assert (wide > 0) == ((chip, precision, case) not in THROUGH_REGISTERS)
+
+
+@every_chip
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16"])
+@pytest.mark.parametrize("width", [32, 64])
+def test_whole_small_fits(chip: str, precision: str, width: int, reports: Reports) -> None:
+    """As many warps as the launcher counts on run at a time; nothing in local memory, sines without the slow path."""
+    operand = "half" if precision == "fp16" else precision
+    generation = {"sm_80": "ampere", "sm_90": "hopper"}[chip]
+    case = f"row/small_fits/{generation}/{operand}/{width}"
+    report = report_of(reports, chip, precision, case)
+    assert report["blocks"] * report["warps"] >= 8
+    assert (report["spilled"], report["stack"], report["slow_paths"]) == (0, 0, [])
+    assert "LDL" not in report["counts"] and "STL" not in report["counts"]
+    assert (report["matrix"] > 0) == (precision != "fp32")
+    assert (report["counts"].get("MUFU.SIN", 0) > 0) == (precision != "fp32")

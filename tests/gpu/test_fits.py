@@ -1,10 +1,14 @@
 """Whole fits and pre-training on a GPU: where the CPU ends, half precision within its bound, mixed precision."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import strainer_fast as sf
+from strainer_fast.fitting import small
+from strainer_fast.ops.fit_small import FitState, fit_small
 
 pytestmark = pytest.mark.gpu
 
@@ -19,11 +23,51 @@ def test_a_fit_ends_where_the_cpus_does() -> None:
     signals = sf.signals.samples("brain-mri", size=32)[:3]
     recipe = sf.recipe("paper", steps=30, precision="fp32")
     ours, cpus = (sf.fit(signals, "siren", recipe, architecture=ARCHITECTURE, device=d) for d in ("cuda", "cpu"))
-    assert ours.settings["environment"]["implementation"] == "triton (fp32)"
+    assert ours.settings["environment"]["implementation"] == "triton (fp32), whole fits on chip"
     torch.testing.assert_close(losses(ours), losses(cpus), rtol=1e-3, atol=0)
     torch.testing.assert_close(torch.tensor(ours.psnr), torch.tensor(cpus.psnr), rtol=0, atol=0.01)
     for name, weight in ours.weights.items():
         torch.testing.assert_close(weight.cpu(), cpus.weights[name].cpu(), rtol=1e-3, atol=1e-4)
+
+
+def test_steps_end_where_whole_fits_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    signals = sf.signals.samples("brain-mri", size=32)[:3]
+    recipe = sf.recipe("paper", steps=30, precision="fp32")
+    whole = sf.fit(signals, "siren", recipe, architecture=ARCHITECTURE, device="cuda")
+    monkeypatch.setattr(small, "engine_of", lambda implementation, device: None)
+    steps = sf.fit(signals, "siren", recipe, architecture=ARCHITECTURE, device="cuda")
+    assert steps.settings["environment"]["implementation"] == "triton (fp32)"
+    torch.testing.assert_close(losses(whole), losses(steps), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_whole_small_fits_end_where_the_cpus_do(precision: str) -> None:
+    """More networks than programs, with a target each and a guard; then the same bits from calls cut elsewhere."""
+    num, steps = 700, 60
+    networks = sf.BatchedSiren(num, 2, 32, 4, 1, (30.0, 30.0, 30.0))
+    networks.reset_parameters(torch.Generator().manual_seed(0))
+    points, values = sf.signals.grid((12, 12)), torch.rand(num, 144, 1, generator=torch.Generator().manual_seed(1))
+    parameters = [p.detach() for p in networks.parameters()]
+    given: dict[str, Any] = {"learning_rates": torch.full((steps,), 1e-4), "betas": (0.9, 0.999), "eps": 1e-8}
+    given |= {"check_every": 5, "guard_db": 3.0, "target_psnr": torch.linspace(5.0, 12.0, num)}
+
+    def fitted(device: str, *calls: int, **more: Any) -> FitState:
+        state = FitState.fresh([p.to(device) for p in parameters], steps, True)
+        for until in calls:
+            fit_small(points.to(device), values.to(device), state, (30.0,) * 3, until=until, **given, **more)
+        return state
+
+    ours, again = fitted("cuda", steps, precision=precision), fitted("cuda", 7, 8, steps, precision=precision)
+    cpus = fitted("cpu", steps)
+    for name in ("mse", "step", "reason", "measured", "best_mse"):
+        assert torch.equal(getattr(ours, name), getattr(again, name)), name
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters, again.parameters, strict=True))
+    # A loss within rounding of a target may stop a check earlier or later.
+    same = ours.step.cpu() == cpus.step
+    assert int(same.sum()) >= 0.95 * num
+    bound = 1e-3 if precision == "fp32" else 2e-2
+    torch.testing.assert_close(ours.mse.cpu()[same], cpus.mse[same], rtol=bound, atol=0)
+    assert int(ours.skipped.sum()) == 0
 
 
 def test_pretraining_ends_where_the_cpus_does_and_so_does_a_fit_from_it() -> None:
