@@ -37,7 +37,7 @@ test-interpreter: $(STAMP)
 
 # The whole CUDA path on a stand-in for a GPU, which replaces parts of torch for its process.
 test-standin: $(STAMP)
-	$(PYTEST) tests/standin
+	$(PYTEST) -m "not long" tests/standin
 
 test-aot: $(STAMP)
 	$(PYTEST) tests/aot
@@ -54,6 +54,7 @@ check-long: check test-sanitized
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt ray jax
 	$(PYTEST) -m long $(MAIN)
 	$(PYTEST) -m long $(INTERPRETED) || test $$? -eq 5
+	$(PYTEST) -m long tests/standin
 
 # The native engine's C++ alone, under the sanitizers of memory, undefined behaviour and threads.
 ENGINE_TEST := $(CXX) -std=c++17 -O2 -g -ffp-contract=fast -fno-math-errno -pthread kernels/cpu/*.cpp tests/native/engine_test.cpp
@@ -120,7 +121,7 @@ test-triton-3.6:
 	test -x .venv-3.6/bin/python || $(PYTHON) -m venv .venv-3.6
 	.venv-3.6/bin/python -m pip install --quiet --constraint constraints-3.6.txt --editable ".[test]"
 	.venv-3.6/bin/python -m pytest -q -m "not long" $(INTERPRETED)
-	.venv-3.6/bin/python -m pytest -q tests/standin
+	.venv-3.6/bin/python -m pytest -q -m "not long" tests/standin
 	.venv-3.6/bin/python -m pytest -q tests/aot
 
 dev: $(STAMP)

@@ -134,7 +134,8 @@ def _fill(part: int, parts: int) -> None:
         kernel = run(self, *args, **kwargs)
         if kernel is not None and kernel.hash not in linked:
             linked.add(kernel.hash)
-            with suppress(ImportError):  # it is in the cache, but cannot be loaded without CUDA
+            # It is in the cache, but cannot be loaded without CUDA; from Triton 3.7 on one launcher serves all kernels.
+            with suppress(ImportError, AttributeError):
                 driver.CudaLauncher(kernel.src, kernel.metadata)
         return kernel
 
