@@ -11,7 +11,7 @@ import pytest
 
 from strainer_fast._checks import InputError
 from strainer_fast.benchmarks.first_light import __main__ as runner
-from strainer_fast.benchmarks.first_light import publish, rows, summary
+from strainer_fast.benchmarks.first_light import last, publish, rows, summary
 
 ROOT = Path(__file__).parents[2]
 
@@ -155,3 +155,19 @@ def test_sentences_about_what_is_not_measured_are_found(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "a.md").write_text("# A\nThe kernels never ran on a GPU: they are proven.\nOther words.\n")
     assert publish.unmeasured(tmp_path) == ["docs/a.md:2: The kernels never ran on a GPU: they are proven."]
+
+
+NCU = """==PROF== Connected to process 1
+"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"
+"0","forward_kernel","gpu__time_duration.sum","nsecond","12,345"
+"0","forward_kernel","launch__registers_per_thread","register/thread","128"
+"1","heads_kernel","gpu__time_duration.sum","nsecond","22,345"
+"2","forward_kernel","gpu__time_duration.sum","nsecond","345"
+"""
+
+
+def test_what_ncu_says_is_read_by_kernel_the_dearest_first() -> None:
+    heads, forward = last._ncu_rows(NCU)
+    assert heads == {"kernel": "heads_kernel", "gpu__time_duration": 22345.0}
+    assert forward == {"kernel": "forward_kernel", "gpu__time_duration": 12345.0, "launch__registers_per_thread": 128.0}
+    assert last._ncu_rows("==ERROR== ERR_NVGPUCTRPERM") == []
