@@ -17,7 +17,7 @@ Reports = dict[tuple[str, str], dict[str, Any]]
 COMPILED = (
     *("step", "step-strainer", "step-stacked"),
     *("row/*/half/32", "row/heads/*", "row/network_step/*"),
-    *("lone/forward_inference", "lone/sincos", "lone/newton_schulz"),
+    *("lone/forward_inference", "lone/sincos", "lone/newton_schulz", "lone/weighted_heads"),
 )
 """Cases that are compiled for every test here: steps of one network, of many heads, of a stack, and the kernels whose
 tiles are largest beside the registers at each width. `make aot` compiles all."""
