@@ -95,7 +95,7 @@ TABLE: tuple[Row, ...] = (
     *_rows("heads", TF32, NVIDIA, (32, Tiles(32, 32, 32, 4, 1)), (64, Tiles(32, 32, 64, 4, 1)),
            (128, Tiles(16, 32, 128, 8, 1))),
     *_rows("heads", TF32, "hopper", (256, Tiles(32, 16, 256, 8, 1)), (256, Tiles(16, 32, 256, 8, 1))),
-    *_rows("heads", FP32, NVIDIA, (32, Tiles(32, 32, 32, 4, 2)), (64, Tiles(16, 32, 64, 4, 1)),
+    *_rows("heads", FP32, NVIDIA, (32, Tiles(32, 32, 32, 8, 1)), (64, Tiles(16, 32, 64, 4, 1)),
            (128, Tiles(16, 32, 128, 8, 1)), (256, Tiles(16, 16, 256, 8, 1))),
     # whole networks: points; the width at once. Wider ones do not fit a processor's memory.
     *_rows("network_forward", HALF, NVIDIA, (64, Tiles(128, 64, 64, 4, 2)), (128, Tiles(128, 128, 128, 8, 1))),
