@@ -8,7 +8,17 @@ LINKS := strainer_fast/kernels strainer_fast/benchmarks
 ENGINE := $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h kernels/cpu/*.inl)
 RUN := benchmarks/results/latest
 
-.PHONY: demo test test-main test-interpreter test-standin test-triton-3.6 test-aot test-sanitized test-oldest test-gpu aot tune bench-gpu check check-long lint bench bench-quick keep-bench ten-thousand dev clean
+# BARE=1: nothing is installed. Links in the tree, and $(PYTHON), which has to hold PyTorch, Triton and pytest.
+ifdef BARE
+STAMP := bare
+GPU_PYTHON := PYTHONPATH=$(CURDIR) $(PYTHON)
+GPU_PYTEST := $(GPU_PYTHON) -m pytest -q -p no:cacheprovider -o filterwarnings=default
+else
+GPU_PYTHON := $(BIN)/python
+GPU_PYTEST := $(PYTEST)
+endif
+
+.PHONY: demo test test-main test-interpreter test-standin test-triton-3.6 test-aot test-sanitized test-oldest test-gpu first-light aot tune bench-gpu check check-long lint bench bench-quick keep-bench ten-thousand dev clean
 
 demo: $(STAMP)
 	$(BIN)/strainer-fast demo --out demo
@@ -27,7 +37,7 @@ test-interpreter: $(STAMP)
 
 # The whole CUDA path on a stand-in for a GPU, which replaces parts of torch for its process.
 test-standin: $(STAMP)
-	$(PYTEST) tests/standin
+	$(PYTEST) -m "not long" tests/standin
 
 test-aot: $(STAMP)
 	$(PYTEST) tests/aot
@@ -44,6 +54,7 @@ check-long: check test-sanitized
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt ray jax
 	$(PYTEST) -m long $(MAIN)
 	$(PYTEST) -m long $(INTERPRETED) || test $$? -eq 5
+	$(PYTEST) -m long tests/standin
 
 # The native engine's C++ alone, under the sanitizers of memory, undefined behaviour and threads.
 ENGINE_TEST := $(CXX) -std=c++17 -O2 -g -ffp-contract=fast -fno-math-errno -pthread kernels/cpu/*.cpp tests/native/engine_test.cpp
@@ -76,15 +87,26 @@ ten-thousand: $(STAMP)
 aot: $(STAMP)
 	$(BIN)/python -m strainer_fast.kernels.aot --markdown docs/aot.md
 
-# On a GPU: the table of tiles measured and written anew; equality, then timing beside prediction.
-tune: $(STAMP)
-	$(BIN)/python -m strainer_fast.kernels.tune
+# On a GPU: everything that is asked first, in nine minutes; the table of tiles measured and written anew; equality, then
+# timing beside prediction; the kernels' own tests, compiled. All of them take BARE=1; ARGS go to the program.
+first-light:
+	PYTHON=$(PYTHON) bash benchmarks/first_light/run.sh $(ARGS)
 
+tune: $(STAMP)
+	$(GPU_PYTHON) -m strainer_fast.kernels.tune $(ARGS)
+
+ifdef BARE
+bench-gpu: $(STAMP)
+	$(GPU_PYTHON) -m strainer_fast.benchmarks.gpu $(ARGS)
+else
 bench-gpu: $(STAMP)
 	$(BIN)/strainer-fast bench --device cuda --out benchmarks/results/gpu-latest
+endif
 
 test-gpu: $(STAMP)
-	$(PYTEST) -m gpu tests/gpu
+	$(GPU_PYTEST) -m gpu tests/gpu
+	$(GPU_PYTEST) tests/kernels
+	$(GPU_PYTEST) tests/ops_triton
 
 # The kernels on the oldest Triton that is supported (its interpreter needs an older numpy).
 test-oldest: $(STAMP)
@@ -93,10 +115,24 @@ test-oldest: $(STAMP)
 	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt --editable ".[test]"
 	.venv-oldest/bin/python -m pytest -q -W ignore::DeprecationWarning -m "not long" tests/kernels tests/ops_triton/test_sweep.py
 
+# The versions of the first GPU's image: torch 2.11, triton 3.6, numpy 2.5. pip brings CUDA libraries of several
+# gigabytes; where there is no GPU, put PyTorch's CPU build of 2.11.0 into .venv-3.6 first.
+test-triton-3.6:
+	test -x .venv-3.6/bin/python || $(PYTHON) -m venv .venv-3.6
+	.venv-3.6/bin/python -m pip install --quiet --constraint constraints-3.6.txt --editable ".[test]"
+	.venv-3.6/bin/python -m pytest -q -m "not long" $(INTERPRETED)
+	.venv-3.6/bin/python -m pytest -q -m "not long" tests/standin
+	.venv-3.6/bin/python -m pytest -q tests/aot
+
 dev: $(STAMP)
 
+.PHONY: bare
+bare:
+	ln -sfn ../kernels strainer_fast/kernels
+	ln -sfn ../benchmarks strainer_fast/benchmarks
+
 # The links let type checkers and editors find both folders; an install must not see them.
-$(STAMP): pyproject.toml setup.py constraints.txt $(ENGINE)
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt $(ENGINE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	rm -f $(LINKS) kernels/cpu/*.so
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"

@@ -15,6 +15,9 @@ from strainer_fast.ops import losses_and_gradients
 CHUNK = 2**15
 """Points that the truth is computed on at once."""
 
+STACK = 2**22
+"""Numbers of a layer of independent networks that it is computed on at once."""
+
 Result = tuple[Tensor, list[Tensor]]
 """Losses [N] and gradients of their sum."""
 
@@ -84,7 +87,7 @@ def named(result: Result) -> Named:
 
 
 def truth_of(problem: Problem) -> Result:
-    """Autograd in float64, a part of the points or one network at a time, to bound the memory."""
+    """Autograd in float64, a part of the points or some networks at a time, to bound the memory."""
 
     def double(t: Tensor) -> Tensor:
         return t.detach().double()
@@ -102,9 +105,11 @@ def truth_of(problem: Problem) -> Result:
             parts.append((losses * share, [g * share for g in gradients]))
         summed = [torch.stack(g).sum(0) for g in zip(*(g for _, g in parts), strict=True)]
         return torch.stack([losses for losses, _ in parts]).sum(0), summed
-    for n in range(problem.values.shape[0]):
-        parameters = [double(p[n : n + 1]).requires_grad_() for p in problem.parameters]
-        own = double(problem.values[n : n + 1])
+    width = problem.parameters[0].shape[1]
+    size = max(1, STACK // (problem.points.shape[0] * width))
+    for n in range(0, problem.values.shape[0], size):
+        parameters = [double(p[n : n + size]).requires_grad_() for p in problem.parameters]
+        own = double(problem.values[n : n + size])
         parts.append(losses_and_gradients("torch", double(problem.points), own, parameters, problem.omegas, True))
     gradients = [torch.cat(g) for g in zip(*(g for _, g in parts), strict=True)]
     return torch.cat([losses for losses, _ in parts]), gradients

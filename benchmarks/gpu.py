@@ -237,14 +237,16 @@ def report(
     losses: Losses = by_triton,
     layers: tuple[int, int, Sequence[int]] = LAYERS,
     fits: tuple[int, tuple[int, int], int, int] = FITS,
+    keep: Callable[[dict[str, Any]], None] = lambda found: None,
 ) -> dict[str, Any]:
-    """Everything, as data; progress goes to stderr."""
+    """Everything, as data; progress goes to stderr. `keep` is given what there is before each part and at the end."""
     found: dict[str, Any] = {"machine": machine(bench.device), "quick": quick}
     for name in ("equality", "layers", "steps", "fits", "predictions"):
         found[name] = []
 
     def say(what: str) -> None:
         print(what, file=sys.stderr, flush=True)
+        keep(found)
 
     known = []
     for case in cases:
@@ -273,6 +275,7 @@ def report(
             say(f"{case.name}: launches in {precision}")
             row = {"case": case.name, "precision": precision}
             found["predictions"].append(row | attempt(partial(prediction, case, problem, precision, bench)))
+    keep(found)
     return found
 
 
@@ -309,13 +312,18 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"bench-gpu: {error}", file=sys.stderr)
         return 2
     bench = Bench(clock=partial(cuda_clock, rounds=QUICK_ROUNDS)) if options.quick else Bench()
-    found = report([c for c in CASES if c.quick or not options.quick], options.precision, bench, quick=options.quick)
-    tables = markdown(found)
-    print(tables)
-    for path, text in ((options.out, json.dumps(found, indent=1, allow_nan=False)), (options.markdown, tables)):
-        if path is not None:
-            with atomic_writer(path) as file:
-                file.write(text.encode() + b"\n")
+
+    def keep(found: dict[str, Any]) -> None:
+        """What is there already, so that a run that is killed leaves it."""
+        for path, text in ((options.out, json.dumps(found, indent=1, allow_nan=False)),
+                           (options.markdown, markdown(found))):  # fmt: skip
+            if path is not None:
+                with atomic_writer(path) as file:
+                    file.write(text.encode() + b"\n")
+
+    cases = [case for case in CASES if case.quick or not options.quick]
+    found = report(cases, options.precision, bench, quick=options.quick, keep=keep)
+    print(markdown(found))
     return 0 if right(found) else 1
 
 

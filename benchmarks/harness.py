@@ -298,13 +298,11 @@ def machine(device: str = "cpu") -> dict[str, str]:
     cpu = platform.processor() or platform.machine()
     with suppress(OSError):
         cpu = re.findall(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())[0]
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).resolve().parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    commit = ""
+    with suppress(OSError):  # no git here
+        asked = ["git", "describe", "--always", "--dirty"]
+        folder = Path(__file__).resolve().parent
+        commit = subprocess.run(asked, cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
     where = choose_device(device)
     found = {
         "cpu": cpu,
@@ -313,7 +311,7 @@ def machine(device: str = "cpu") -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "strainer_fast": __version__,
-        "commit": git.stdout.strip() or "unknown",
+        "commit": commit or "unknown",
         "engine": f"{choose('auto', where).name} {(native.level() or '') if device == 'cpu' else ''}".strip(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }

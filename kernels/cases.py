@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .chip import Chip
 from .configs import BYTES, generation
-from .heads import heads_splits, launch_heads_loss
+from .heads import fuses, heads_splits, launch_heads_loss
 from .kfac import Joined, launch_kfac_update, launch_settle
 from .layers import (
     first_gradient_splits,
@@ -159,16 +159,24 @@ def first_gradient(precision: str, points: int = POINTS, width: int = WIDTH) -> 
                           first=(empty(1, width, COORDINATES), empty(1, width)), precision=precision)  # fmt: skip
 
 
-def heads(precision: str, points: int = POINTS, width: int = WIDTH, count: int = 10) -> None:
-    """Heads of three channels: loss, gradients and dz."""
+def heads(precision: str, points: int = POINTS, width: int = WIDTH, count: int = 10, later_wave: bool = False) -> None:
+    """Heads of three channels: loss, gradients and dz; of weighted points of a later wave, it takes most registers."""
     rows, columns = padded(points), count * CHANNELS
     splits = heads_splits(rows, 1, columns, width, precision)
     h = activations(precision, points, width)
     values = empty(count, points, CHANNELS)
     launch_heads_loss(h, weight(columns, width, precision), empty(1, columns), values, empty(count),
                       empty(splits, 1, columns), cosine=torch.empty_like(h), dz=torch.empty_like(h),
-                      dw=empty(splits, 1, columns, width), db=empty(splits, 1, columns),
-                      precision=precision)  # fmt: skip
+                      dw=empty(splits, 1, columns, width), db=empty(splits, 1, columns), add=later_wave,
+                      point_weights=empty(count, points) if later_wave else None, precision=precision)  # fmt: skip
+
+
+def weighted_heads(precision: str) -> None:
+    """One head and many, with a weight for every point, added to the sums of waves before."""
+    for width in (64, WIDTH):
+        for count in (1, 10):
+            if fuses(count * CHANNELS, width, precision):
+                heads(precision, width=width, count=count, later_wave=True)
 
 
 def _weights(width: int, hidden: int, precision: str | None, splits: int | None = None) -> Weights:
@@ -364,7 +372,7 @@ STEPS: tuple[Case, ...] = (
 LONE: tuple[Case, ...] = tuple(
     Case(f"lone/{call.__name__}", call)
     for call in (forward_inference, forward_layer, forward_few_inputs, slope, weight_gradient_few_inputs, sincos,
-                 copies, newton_schulz, kfac, muon)
+                 copies, newton_schulz, weighted_heads, kfac, muon)
 )  # fmt: skip
 """Kernels outside of steps, or as layers on their own launch them."""
 

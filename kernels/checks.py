@@ -11,6 +11,9 @@ from .mm import PRECISIONS
 MOST_NETWORKS = 65535
 """Of a launch: what the second and third axis of CUDA's grids hold."""
 
+MOST_REGISTERS = 255
+"""A thread of NVIDIA's can have."""
+
 
 def cdiv(number: int, size: int) -> int:
     """How many blocks of a size hold so many."""
@@ -77,9 +80,19 @@ def check_same_device(**tensors: Tensor | None) -> None:
         raise wrong("tensors", "one device for all", devices, "Move them to one with .to().")
 
 
-def launch_options(warps: int, stages: int) -> dict[str, int]:
-    """Of a launch; the interpreter has none."""
-    return {} if current_chip().target == "interpreter" else {"num_warps": warps, "num_stages": stages}
+def launch_options(warps: int, stages: int, *, alone: bool = False) -> dict[str, int]:
+    """Of a launch; the interpreter has none.
+
+    Args:
+        warps, stages: of the tiles.
+        alone: whether a processor has one program of the launch anyway: NVIDIA's assembler would rather spill a few
+            bytes than use registers which leave room for more.
+    """
+    target = current_chip().target
+    if target == "interpreter":
+        return {}
+    most = {"maxnreg": MOST_REGISTERS} if alone and target == "cuda" else {}
+    return {"num_warps": warps, "num_stages": stages, **most}
 
 
 def check_size(name: str, tensor: Tensor | None, dtype: torch.dtype, size: int) -> None:

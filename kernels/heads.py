@@ -133,7 +133,7 @@ def launch_heads_loss(
         BLOCK_H=block_h,
         PRECISION=precision,
         TARGET=current_chip().target,
-        **launch_options(t.warps, t.stages),
+        **launch_options(t.warps, t.stages, alone=True),
     )
 
 

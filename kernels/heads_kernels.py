@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .mm import mm, to_operand
-from .pieces import load
+from .pieces import load, store
 
 
 @triton.jit
@@ -100,22 +100,20 @@ def heads_kernel(
     dw = tl.zeros([BLOCK_H, BLOCK_C], tl.float32)
     begin = split * rows_per_split
     end = tl.minimum(begin + rows_per_split, rows_h)
-    lanes = tl.arange(0, BLOCK_P)
     for first in range(0, end - begin, BLOCK_P):
-        row = begin + first
-        mask = (lanes < (end - row).to(tl.int32))[:, None] & unit_mask[None, :]
-        h_tile = h_ptr + network * stride_hn + row * stride_hp
-        h = load(h_tile + lanes[:, None] * stride_hp + units[None, :], mask, EVEN)
+        rows = begin + first + tl.arange(0, BLOCK_P)
+        mask = (rows < end)[:, None] & unit_mask[None, :]
+        h = load(h_ptr + network * stride_hn + rows[:, None] * stride_hp + units[None, :], mask, EVEN)
         prediction = mm(h, w, tl.zeros([BLOCK_P, BLOCK_C], tl.float32), PRECISION, TARGET) + bias[None, :]
         square, gradient = residual(
             prediction,
-            target_ptr + row * stride_tp,
+            target_ptr,
             scale_ptr,
-            weight_ptr + row * stride_pp,
-            lanes,
+            weight_ptr,
+            rows,
             columns,
             network,
-            (points - row).to(tl.int32),
+            points,
             outputs,
             channels,
             heads,
@@ -133,11 +131,9 @@ def heads_kernel(
             dw = mm(tl.trans(h), g, dw, PRECISION, TARGET)
         if WANT_DZ:
             dh = mm(g, tl.trans(w), tl.zeros([BLOCK_P, BLOCK_H], tl.float32), PRECISION, TARGET)
-            cosine_tile = cosine_ptr + network * stride_cn + row * stride_cp
-            cosine = load(cosine_tile + lanes[:, None] * stride_cp + units[None, :], mask, EVEN)
-            dz = to_operand(dh * cosine.to(tl.float32), PRECISION, TARGET).to(dz_ptr.dtype.element_ty)
-            dz_tile = dz_ptr + network * stride_dn + row * stride_dp
-            tl.store(dz_tile + lanes[:, None] * stride_dp + units[None, :], dz, mask=mask)
+            cosine = load(cosine_ptr + network * stride_cn + rows[:, None] * stride_cp + units[None, :], mask, EVEN)
+            dz = to_operand(dh * cosine.to(tl.float32), PRECISION, TARGET)
+            store(dz_ptr + network * stride_dn + rows[:, None] * stride_dp + units[None, :], dz, mask, EVEN)
     # Long sums in scalars only: per-lane addresses of 32 bits take half the registers.
     own = (split * networks + network) * outputs
     loss_ptr += own

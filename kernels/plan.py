@@ -9,7 +9,7 @@ from torch import Tensor
 from .checks import cdiv
 from .configs import FEW_INPUTS
 from .heads import fuses, heads_splits
-from .layers import first_gradient_splits, splits_for
+from .layers import chains, first_gradient_splits, splits_for
 from .on_chip import fits_on_chip, step_programs
 from .segments import Segment
 
@@ -81,6 +81,13 @@ class Plan:
         self.joint = self._joint_layers()
         """Hidden layers whose weight gradients are one launch; none where shapes differ."""
         self.rows = self._wave_rows(wave)
+        alike = sines >= 2 and self._same_width()
+        few, shape = network.coordinates <= FEW_INPUTS, (self.rows, self.widths[0] if sines else 0, self.groups)
+        cosines = self.lowest <= 1 or self.lowest >= sines  # of all hidden layers, or of none
+        self.forward_chain = alike and few and cosines and chains("forward", *shape, network.precision)
+        """Whether all sine layers are one launch."""
+        self.gradient_chain = bool(self.joint) and chains("input_gradient", *shape, network.precision)
+        """Whether the way back through the hidden layers is one launch."""
         # Heads on shared features are one network of all their columns.
         self.head_networks = network.stacks[-2] if sines else 1
         if sines and network.stacks[-2] == network.stacks[-1]:

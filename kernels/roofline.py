@@ -122,6 +122,24 @@ def forward_work(launch: Launch) -> Work:
     return work
 
 
+def forward_chain_work(launch: Launch) -> Work:
+    """Of sine_linear.forward_chain_kernel: a layer's input comes from the caches, its weights once for every block."""
+    a, c, work = launch.arguments, launch.constants, Work()
+    h, w, kept = a["h_ptr"], a["w_ptr"], a["c_ptr"]
+    width, layers, blocks = c["WIDTH"], a["layers"], launch.grid[0]
+    first = h[0].numel()  # elements of a layer
+    saves = bool(c["SAVE"])
+    work.thin = 2 * first * c["FEW"]
+    _product(work, 2 * layers * first * width, c["PRECISION"])
+    work.sines(first, False, c["PRECISION"], launch.chip)
+    work.sines(layers * first, saves, c["PRECISION"], launch.chip)
+    work.slots += first * STORE_SLOTS * (1 + layers * (1 + saves))
+    # Written: h, and c where it is kept; read: h but the last.
+    work.cache = size(h) + layers * size(h[0]) + (size(kept) if saves else 0) + size(w) * blocks
+    work.reads, work.writes = (a["x_ptr"], w), (h, *([kept] if saves else []))
+    return work
+
+
 def input_gradient_work(launch: Launch) -> Work:
     """Of sine_linear.input_gradient_kernel and first_gradient_kernel, which writes weight gradients instead of dz."""
     a, c, work = launch.arguments, launch.constants, Work()
@@ -138,6 +156,19 @@ def input_gradient_work(launch: Launch) -> Work:
     work.slots += elements * (STORE_SLOTS if "dx_ptr" in a else 1 + c["FIRST"])
     work.cache = size(dz) * columns + size(w) * blocks + size(dx) * (1 + len(cosine))
     work.reads, work.writes = (dz, w, *cosine), (dx,)
+    return work
+
+
+def gradient_chain_work(launch: Launch) -> Work:
+    """Of sine_linear_backward.gradient_chain_kernel."""
+    a, c, work = launch.arguments, launch.constants, Work()
+    dz, w, kept, blocks = a["dz_ptr"], a["w_ptr"], a["c_ptr"], launch.grid[0]
+    steps, elements = a["layers"] - 1, dz[0].numel()
+    _product(work, 2 * steps * elements * c["WIDTH"], c["PRECISION"])
+    work.slots = steps * elements * STORE_SLOTS
+    # Read: dz, weights and the cosine of the layer before; written: dz.
+    work.cache = steps * (2 * size(dz[0]) + size(kept[0]) + size(w[0]) * blocks)
+    work.reads, work.writes = (dz[-1], w[1:], kept[:-1]), (dz[:-1],)
     return work
 
 
@@ -209,6 +240,8 @@ def other_work(launch: Launch, both: tuple[str, ...] = ()) -> Work:
 
 WORK: dict[str, Callable[[Launch], Work]] = {
     "forward_kernel": forward_work,
+    "forward_chain_kernel": forward_chain_work,
+    "gradient_chain_kernel": gradient_chain_work,
     "input_gradient_kernel": input_gradient_work,
     "first_gradient_kernel": input_gradient_work,
     "weight_gradient_kernel": weight_gradient_work,

@@ -141,6 +141,67 @@ def input_gradient_kernel(
 
 
 @triton.jit
+def _times_cosine(
+    sums,  # [BLOCK_P, BLOCK_K]
+    c_ptr,  # of this tile
+    dz_ptr,
+    stride,
+    BLOCK_P: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TARGET: tl.constexpr,
+):
+    """dz of a tile, stored as an operand."""
+    # Long sums in scalars only: per-lane addresses of 32 bits take half the registers.
+    tile = tl.arange(0, BLOCK_P)[:, None] * stride + tl.arange(0, BLOCK_K)[None, :]
+    dz = to_operand(sums * tl.load(c_ptr + tile).to(tl.float32), PRECISION, TARGET)
+    tl.store(dz_ptr + tile, dz.to(dz_ptr.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=["layers"])
+def gradient_chain_kernel(
+    dz_ptr,  # [layers, N, rows, width], contiguous but for the first axis: the last is read, all others are written
+    w_ptr,  # [layers, N, width, width], likewise
+    c_ptr,  # [layers, N, rows, width], likewise
+    layers,
+    rows,
+    stride_dl,
+    stride_wl,
+    stride_cl,
+    WIDTH: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TARGET: tl.constexpr,
+):
+    """dz of all hidden layers for one block of points, from the last one's: (dz W) * c of the layer before."""
+    network = tl.program_id(1).to(tl.int64)
+    first_row = tl.program_id(0).to(tl.int64) * BLOCK_P
+    own = network * rows * WIDTH
+    dz_ptr += own
+    c_ptr += own
+    w_ptr += network * WIDTH * WIDTH
+    lanes, columns = tl.arange(0, BLOCK_P), tl.arange(0, WIDTH)
+    here = first_row * WIDTH
+    for step in range(layers - 1):
+        layer = layers - 1 - step + network * 0  # loop counters are 32 bits, or Python's under the interpreter
+        sums = chain_product(
+            dz_ptr + (layer * stride_dl + here), w_ptr + layer * stride_wl, lanes, lanes < BLOCK_P, columns,
+            columns < WIDTH, 1, WIDTH, 0, WIDTH, 0, WIDTH, 1, True, BLOCK_P, BLOCK_O, WIDTH, PRECISION, TARGET,
+        )  # fmt: skip
+        below = layer - 1
+        c_at, dz_at = c_ptr + (below * stride_cl + here), dz_ptr + (below * stride_dl + here)
+        if WIDTH == 256:  # one half after the other: all cosines at once would not fit the registers
+            low, high = tl.split(tl.permute(tl.reshape(sums, [BLOCK_P, 2, 128]), (0, 2, 1)))
+            _times_cosine(low, c_at, dz_at, WIDTH, BLOCK_P, 128, PRECISION, TARGET)
+            _times_cosine(high, c_at + 128, dz_at + 128, WIDTH, BLOCK_P, 128, PRECISION, TARGET)
+        else:
+            _times_cosine(sums, c_at, dz_at, WIDTH, BLOCK_P, WIDTH, PRECISION, TARGET)
+        # All threads have written the tile that all threads read next.
+        tl.debug_barrier()
+
+
+@triton.jit
 def first_gradient_kernel(
     dz_ptr,  # [N * SUMMED, rows, out], last axis contiguous: of the second layer
     w_ptr,  # [N * SUMMED, out, in] by strides: of the second layer

@@ -14,7 +14,7 @@ as many bytes, no second range reduction, and in half precision an error of 2^-1
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import torch
@@ -23,7 +23,14 @@ from torch import Tensor
 from .checks import cdiv
 from .configs import FEW_INPUTS
 from .heads import heads_splits, launch_heads_loss, launch_losses, launch_residual
-from .layers import launch_first_gradient, launch_forward, launch_input_gradient, launch_weight_gradient
+from .layers import (
+    launch_first_gradient,
+    launch_forward,
+    launch_forward_chain,
+    launch_gradient_chain,
+    launch_input_gradient,
+    launch_weight_gradient,
+)
 from .on_chip import Weights, launch_network_forward, launch_network_step, scratch_size
 from .optim import launch_reduce
 from .plan import Network, Plan
@@ -34,6 +41,13 @@ from .segments import DTYPES, Segment, Table
 def _table(segments: tuple[Segment, ...], groups: int, device: torch.device) -> Table:
     """Tables are small and never change; making one copies to the device."""
     return Table(segments, groups, device)
+
+
+def side_by_side(tensors: Mapping[int, Tensor], layers: range) -> Tensor:
+    """[L, ...] of layers whose tensors are of one shape and lie at equal distances in one memory."""
+    first = tensors[layers[0]]
+    distance = tensors[layers[1]].storage_offset() - first.storage_offset() if len(layers) > 1 else 0
+    return first.as_strided((len(layers), *first.shape), (distance, *first.stride()))
 
 
 class Pipeline(Plan):
@@ -236,6 +250,8 @@ class Pipeline(Plan):
 
     def forward(self, points: Tensor) -> Tensor:  # [rows, in] -> [stack, rows, H] of the last sine layer
         """Sine layers over one wave; cosines are kept where the backward pass needs them."""
+        if self.forward_chain:
+            return self._chain(points)
         h = points
         for i in range(self.layers - 1):
             shared = h[0] if h.ndim == 3 and h.shape[0] == 1 else h
@@ -252,6 +268,17 @@ class Pipeline(Plan):
             h = self.h[i]
         return h
 
+    def _chain(self, points: Tensor) -> Tensor:
+        """The same in one launch."""
+        hidden = range(1, self.layers - 1)
+        cosines = side_by_side(self.c, hidden) if self.c else None
+        weights, biases = ({i: one(i) for i in hidden} for one in (self.weight, self.bias))
+        launch_forward_chain(
+            points, self._first(self.network.stacks[0]), side_by_side(weights, hidden), side_by_side(biases, hidden),
+            side_by_side(self.h, range(self.layers - 1)), cosines, precision=self.network.precision,
+        )  # fmt: skip
+        return self.h[self.layers - 2]
+
     def _precision(self, layer: int) -> str:
         """Coordinates are never rounded."""
         return "fp32" if layer == 0 and self.network.coordinates > FEW_INPUTS else self.network.precision
@@ -267,7 +294,12 @@ class Pipeline(Plan):
     ) -> None:
         h = self.forward(points)
         dz = self._heads(h, values, scale, point_weights, dpoints, add)
-        for i in range(self.layers - 2, self.lowest - 1, -1):
+        if self.gradient_chain:
+            weights = side_by_side({i: self.weight_for_gradient(i) for i in self.joint}, self.joint)
+            cosines = side_by_side(self.c, self.joint)
+            launch_gradient_chain(side_by_side(self.dz, self.joint), weights, cosines, precision=self.network.precision)
+            dz = self.dz[1]
+        for i in range(1 if self.gradient_chain else self.layers - 2, self.lowest - 1, -1):
             assert dz is not None
             if i not in self.joint:
                 self._weight_gradient(i, dz, points, add)
@@ -352,21 +384,11 @@ class Pipeline(Plan):
 
     def _joint_weight_gradient(self, add: bool) -> None:
         """Those of all hidden layers at once."""
-        first, last = self.joint[0], self.joint[-1]
-
-        def all_of(buffers: dict[int, Tensor], start: int) -> Tensor:  # [layers, stack, rows, H]
-            own = buffers[start]
-            distance = buffers[start + 1].storage_offset() - own.storage_offset()
-            return own.as_strided((last - first + 1, *own.shape), (distance, *own.stride()))
-
-        def partials(parameter: int) -> Tensor:  # [layers, S, stack, ...]
-            own = self._gradients(first)[parameter]
-            distance = self._distance("partial", parameter)
-            return own.as_strided((len(self.joint), *own.shape), (distance, *own.stride()))
-
+        weights, biases = ({i: self._gradients(i)[kind] for i in self.joint} for kind in (0, 1))
+        below = range(self.joint[0] - 1, self.joint[-1])
         launch_weight_gradient(
-            all_of(self.dz, first), all_of(self.h, first - 1), partials(0), partials(1), add=add,
-            precision=self.network.precision,
+            side_by_side(self.dz, self.joint), side_by_side(self.h, below), side_by_side(weights, self.joint),
+            side_by_side(biases, self.joint), add=add, precision=self.network.precision,
         )  # fmt: skip
 
     def _first_gradient(self, dz: Tensor, points: Tensor, add: bool) -> None:

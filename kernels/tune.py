@@ -284,7 +284,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m strainer_fast.kernels.tune", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument(
-        "--kernel", nargs="+", choices=sorted({*ROW_CASES}.difference(ONCE)), default=[], help="only rows of these"
+        "--kernel", nargs="+", choices=sorted({*ROW_CASES} - {*ONCE}), default=[], help="only rows of these"
     )
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=[], help="only rows of these")
     parser.add_argument("--width", nargs="+", type=int, default=[], help="only rows measured at these; 256: the widest")

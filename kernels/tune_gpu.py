@@ -33,6 +33,9 @@ SPREAD = 0.125
 UNIT = {"tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8}
 """What rounding an operand costs at most; 2^-24 in other precisions."""
 
+STICKY = ("illegal", "misaligned", "launch failure", "device-side assert")
+"""In words of errors after which the CUDA context is of no more use."""
+
 Replay = Callable[[], None]
 Stopwatch = Callable[[Replay], float]
 """Seconds that a call takes."""
@@ -194,7 +197,7 @@ class GpuClock:
                     launches.append(launch)
             except Exception as error:  # too much shared memory, or what else shows only here
                 problem = _words(error)
-                if "CUDA error" in problem or "illegal memory access" in problem:
+                if any(sign in problem for sign in STICKY):
                     raise DeviceLost(f"{row_name(choice)}: {choice.tiles}: {problem}") from error
             if problem:
                 print(f"  {choice.tiles} skipped: {problem}", file=sys.stderr, flush=True)

@@ -16,6 +16,7 @@ from strainer_fast.benchmarks.cases import Case
 from strainer_fast.benchmarks.first_light.first import TINY
 from strainer_fast.benchmarks.first_light.fitting import scan, seconds_of
 from strainer_fast.benchmarks.gpu_parts import Bench, Provider, cuda_clock
+from strainer_fast.ops.dispatch import PRECISIONS
 
 if TYPE_CHECKING:
     from strainer_fast.benchmarks.first_light.rows import Log
@@ -70,8 +71,9 @@ def steps(run: Run) -> None:
         for precision in ("fp16", "fp32"):
             add(case, ways[0], precision)
         if case.name in all_of and not run.small:
-            add(case, ways[0], "tf32")
-            add(case, ways[0], "bf16")
+            for precision in PRECISIONS:
+                if precision not in ("fp16", "fp32"):
+                    add(case, ways[0], precision)
     for name, recipe in _recipes(run.small).items():
         items.append(({"what": "recipe", "recipe": name}, partial(_recipe, run.log, name, recipe, run.small)))
     predicted = all_of if run.small else PREDICTED

@@ -17,7 +17,7 @@ Reports = dict[tuple[str, str], dict[str, Any]]
 COMPILED = (
     *("step", "step-strainer", "step-stacked"),
     *("row/*/half/32", "row/heads/*", "row/network_step/*", "row/small_fits/*"),
-    *("lone/forward_inference", "lone/sincos", "lone/newton_schulz"),
+    *("lone/forward_inference", "lone/sincos", "lone/newton_schulz", "lone/weighted_heads", "lone/kfac", "lone/muon"),
 )
 """Cases that are compiled for every test here: steps of one network, of many heads, of a stack, and the kernels whose
 tiles are largest beside the registers at each width. `make aot` compiles all."""
@@ -37,7 +37,15 @@ def _compile(chip: str) -> Reports:
     done = python("-m", "strainer_fast.kernels.aot", "--chip", chip, "--json", "--only", *COMPILED)
     assert done.stdout, done.stderr
     found = json.loads(done.stdout)
-    return {(kernel["precision"], case): kernel for kernel in found for case in kernel["cases"]}
+    reports: Reports = {}
+    for kernel in found:
+        for case in kernel["cases"]:
+            # A case may launch a kernel in several ways: step/forward, step/forward#2, ...
+            same = sum(
+                1 for precision, name in reports if precision == kernel["precision"] and name.split("#")[0] == case
+            )
+            reports[kernel["precision"], f"{case}#{same + 1}" if same else case] = kernel
+    return reports
 
 
 @pytest.fixture(scope="session")

@@ -34,10 +34,12 @@ TRITON = ".".join(triton.__version__.split(".")[:2])
 
 SPILLS: dict[tuple[str, str], dict[tuple[str, str], int]] = {
     ("3.6", "sm_80"): {
-        ("fp16", "step/weight_gradient-from-coordinates"): 4,
-        ("fp16", "step-strainer/weight_gradient-from-coordinates"): 4,
+        (precision, f"{case}/weight_gradient-from-coordinates"): 4
+        for precision in ("fp16", "bf16")
+        for case in ("step", "step-strainer")
     },
-    ("3.6", "sm_90"): {("fp32", "step-strainer/weight_gradient"): 8},
+    # Of 30 heads' columns, which no tile divides.
+    ("3.6", "sm_90"): {("fp32", "step-strainer/weight_gradient#2"): 8},
 }
 """Of a compiler and a chip: the bytes a thread spills, by precision and case."""
 
@@ -88,6 +90,8 @@ def test_no_slow_path_and_no_local_memory(chip: str, precision: str, reports: Re
     for case in (*PRODUCTS, *OTHERS):
         report = report_of(reports, chip, precision, case)
         assert report["slow_paths"] == [], case
+        if (precision, case) in SPILLS.get((TRITON, chip), {}):
+            continue
         assert "LDL" not in report["counts"] and "STL" not in report["counts"], case
 
 

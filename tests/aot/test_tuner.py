@@ -155,7 +155,7 @@ def test_rows_for_other_columns_are_other_rows() -> None:
         launch = tune_gpu.launch_of(row, TABLE, HOPPER, "meta")
         assert launch.constants["BLOCK_C"] == row.tiles.outputs
         assert launch.constants["BLOCK_P"] == row.tiles.points
-        assert launch.options == {"num_warps": row.tiles.warps, "num_stages": row.tiles.stages}
+        assert (launch.options["num_warps"], launch.options["num_stages"]) == (row.tiles.warps, row.tiles.stages)
 
 
 # Which rows, in which order
@@ -495,3 +495,72 @@ print(tune_gpu.compile_ahead(replace(row, tiles=replace(row.tiles, warps=3)), TA
 """
     done = run_python("-c", code)
     assert "num_warps" in done.stdout or "power of 2" in done.stdout, (done.stdout, done.stderr)
+
+
+class Graph:
+    def replay(self) -> None:
+        pass
+
+
+@pytest.fixture
+def gpu_clock(monkeypatch: pytest.MonkeyPatch) -> tune_gpu.GpuClock:
+    """GpuClock's own decisions, with launches of `Sums` and graphs that take 20 launches of a second each."""
+
+    class Now:
+        """A pool that works at once."""
+
+        def __init__(self, workers: int, *_: object) -> None:
+            self.alive = workers > 0
+
+        def apply_async(self, function: Callable, arguments: tuple):
+            said = function(*arguments)
+            return type("Said", (), {"get": lambda self, limit: said})()
+
+        def terminate(self) -> None:
+            self.alive = False
+
+        def join(self) -> None:
+            assert not self.alive
+
+    def launch_of(row: Row, rows: Sequence[Row], chip: object, device: str) -> Sums:
+        if row.tiles.stages == 5:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return Sums(2 + row.tiles.stages % 3, spoil="a share" if row.tiles.warps == 4 else "")
+
+    monkeypatch.setattr(tune_gpu.multiprocessing, "get_context", lambda kind: type("Context", (), {"Pool": Now}))
+    monkeypatch.setattr(tune_gpu, "launch_of", launch_of)
+    monkeypatch.setattr(tune_gpu, "compile_ahead", lambda row, *_: "" if row.tiles.points != 256 else "too large")
+    monkeypatch.setattr(tune_gpu, "_recorded", lambda launch, stream: Graph())
+    monkeypatch.setattr(tune_gpu, "_events", lambda replay: 20.0)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
+    return tune_gpu.GpuClock(TABLE, HOPPER, workers=1)
+
+
+def choices_of(row: Row, **changes: int) -> Row:
+    return replace(row, tiles=replace(row.tiles, **changes))
+
+
+def test_only_candidates_that_run_and_agree_get_a_time(gpu_clock: tune_gpu.GpuClock, capsys) -> None:
+    row = row_of("forward", tiles_module.ANY)  # 8 warps
+    with gpu_clock as clock:
+        found = clock.seconds([row, choices_of(row, points=256), choices_of(row, warps=4), choices_of(row, stages=3)])
+    assert found == [1.0, math.inf, math.inf, 1.0]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and "too large" in said[0] and "dw: off by" in said[1]
+
+
+def test_the_first_that_runs_is_what_others_are_compared_with(gpu_clock: tune_gpu.GpuClock) -> None:
+    row = choices_of(row_of("forward", tiles_module.ANY), points=256)
+    with gpu_clock as clock:
+        assert clock.seconds([row, choices_of(row, points=128), choices_of(row, points=128, warps=4)]) == [
+            math.inf,
+            1.0,
+            math.inf,
+        ]
+
+
+def test_a_fault_of_the_device_ends_the_search(gpu_clock: tune_gpu.GpuClock) -> None:
+    row = row_of("forward", tiles_module.ANY)
+    with gpu_clock as clock, pytest.raises(tune_gpu.DeviceLost, match=r"row/forward/hopper.*stages=5.*CUDA error"):
+        clock.seconds([row, choices_of(row, stages=5)])
+    assert not clock.pool.alive

@@ -16,7 +16,18 @@ from strainer_fast.benchmarks.bench_fit import curve_error
 from strainer_fast.benchmarks.bench_render import RenderCase, RenderProblem
 from strainer_fast.benchmarks.bench_render import providers as render_providers
 from strainer_fast.benchmarks.cases import CASES, Case, Problem, named, truth_of
-from strainer_fast.benchmarks.harness import OURS, ParityError, Provider, Row, Running, equals, judge, measure, missing
+from strainer_fast.benchmarks.harness import (
+    OURS,
+    ParityError,
+    Provider,
+    Row,
+    Running,
+    equals,
+    judge,
+    machine,
+    measure,
+    missing,
+)
 from strainer_fast.benchmarks.layer_peers import LayerCase, LayerProblem, layer_providers
 from strainer_fast.benchmarks.step_peers import providers
 
@@ -229,3 +240,9 @@ def test_rows_are_on_the_disk_at_once(tmp_path: Path, capsys: pytest.CaptureFixt
         "* step    c: strainer_fast: 2 (1 to 4)",
         "  step    c: other: wrong",
     ]
+
+
+def test_the_machine_is_named_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine()["commit"]
+    monkeypatch.setenv("PATH", "")
+    assert machine()["commit"] == "unknown"

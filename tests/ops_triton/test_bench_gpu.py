@@ -105,6 +105,20 @@ def test_wrong_gradients_get_no_time() -> None:
         assert "No measurement: cannot run: RuntimeError: capture: expected Triton's compiler" in text
 
 
+def test_what_is_known_is_kept_before_each_part() -> None:
+    """A run that is killed leaves whole parts behind, of which tables can be made."""
+    kept: list[dict[str, Any]] = []
+
+    def killed(case: Case, quick: bool) -> list[Provider]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gpu.report([ONE], ["fp16"], BENCH, ways=killed, layers=(20, 16, ()),
+                   keep=lambda found: kept.append(json.loads(json.dumps(found, allow_nan=False))))  # fmt: skip
+    assert [len(found["equality"]) for found in kept] == [0, 4, 4]
+    assert "| one | fp16 | values | on chip |" in gpu_tables.markdown(kept[-1])
+
+
 def test_a_wrong_step_gets_no_time() -> None:
     problem = gpu_parts.problem_on(HEADS, BENCH.device)
     measured.clear()

@@ -195,6 +195,47 @@ def test_omega_per_layer_weights_and_no_bias() -> None:
         assert relative(a, b) <= 1e-5
 
 
+@pytest.mark.parametrize("kind", ["plain", "heads", "stack", "frozen", "ragged waves"])
+def test_chains_give_what_layers_do(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With tiles as wide as the layers all of them go in one launch, forwards and back."""
+    weights, biases = network(5, 32, 2, 2, 3, {"plain": None, "heads": 4, "stack": 0}.get(kind))
+    points, values = data(300 if kind == "ragged waves" else 90, 2, 3 if kind in ("heads", "stack") else 1, 2)
+    if kind == "frozen":
+        for p in (weights[0], biases[0]):
+            p.requires_grad_(False)
+    wanted = [p for p in (*weights, *biases) if p.requires_grad]
+
+    def run() -> list[Tensor]:
+        tile = 128 if kind == "ragged waves" else None
+        total, losses = strainer_mse(points, values, weights, biases, implementation="triton", tile=tile)
+        return [losses, *torch.autograd.grad(total, wanted)]
+
+    before, layers = wanted, run()
+    rows = [
+        Row(kernel, "interpreter", ("half", "tf32", "fp32"), 32, Tiles(128, 32, 32))
+        for kernel in ("forward", "input_gradient")
+    ]
+    monkeypatch.setattr(configs, "TABLE", (*rows, *configs.TABLE))
+    calls: list[str] = []
+    for name in ("launch_forward_chain", "launch_gradient_chain", "launch_forward", "launch_input_gradient"):
+        launch = getattr(pipeline, name)
+        monkeypatch.setattr(
+            pipeline, name, lambda *a, launch=launch, name=name, **k: (calls.append(name), launch(*a, **k))
+        )
+    monkeypatch.setattr(pipeline.Plan, "_fits_on_chip", lambda self: False)
+    chained = run()
+    for a, b in zip(chained, layers, strict=True):
+        assert relative(a, b) <= 1e-5
+    waves = 3 if kind == "ragged waves" else 1
+    assert calls == ["launch_forward_chain", "launch_gradient_chain"] * waves
+    calls.clear()
+    for p in (*weights[:2], *biases[:2]):
+        p.requires_grad_(False)
+    wanted = [weights[-1]]
+    assert relative(run()[1], layers[[id(p) for p in before].index(id(weights[-1])) + 1]) <= 1e-5
+    assert "launch_forward_chain" not in calls  # cosines of some layers only
+
+
 @pytest.mark.parametrize("frozen", [1, 2, 3])
 def test_a_frozen_prefix_gets_and_costs_no_gradient(frozen: int, monkeypatch: pytest.MonkeyPatch) -> None:
     weights, biases = network(4, 160, 2, 1, 1, None)

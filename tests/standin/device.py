@@ -22,21 +22,32 @@ PROPERTIES = SimpleNamespace(name=NAME, major=9, minor=0, multi_processor_count=
                              shared_memory_per_block_optin=227 * 1024, L2_cache_size=50 * 2**20)  # fmt: skip
 
 
-def install() -> None:
+def install(*, compiler: bool = False) -> None:
     """Put the stand-in into this process, for good.
 
-    Raises RuntimeError where there is a GPU, and after Triton was loaded with its compiler.
+    Args:
+        compiler: compile kernels for sm_90 instead of running them, which leaves what they write as it is: what fills
+            a cache beforehand (benchmarks/first_light/prebuild.py).
+
+    Raises RuntimeError where there is a GPU, and where Triton was loaded the other way.
     """
     if torch.cuda.is_available is _is_available:
         return
     if torch.cuda.is_available():
         raise RuntimeError("the stand-in for a GPU: expected a machine without one, got one. Use it instead.")
-    if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
-        raise RuntimeError("the stand-in for a GPU: expected to come before Triton, which has chosen its compiler.")
-    interpret()
+    if "triton" in sys.modules and (os.environ.get("TRITON_INTERPRET") == "1") == compiler:
+        raise RuntimeError("the stand-in for a GPU: expected to come before Triton, which is loaded the other way.")
+    if compiler:
+        os.environ.pop("TRITON_INTERPRET", None)
+    else:
+        interpret()
     _replace_cuda()
     _replace_tensors()
-    _replace_triton()
+    _replace_driver()
+    if compiler:
+        _compile_only()
+    else:
+        _interpret_launches()
     tensors.MODE.__enter__()
 
 
@@ -96,10 +107,33 @@ def refuse_host(kernel: str, arguments: object) -> None:
             )
 
 
-def _replace_triton() -> None:
-    from triton.runtime import driver, interpreter
+def _replace_driver() -> None:
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
 
-    driver.set_active(SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda device=None: 0))
+    target = GPUTarget("cuda", 10 * PROPERTIES.major + PROPERTIES.minor, 32)
+    driver.set_active(SimpleNamespace(
+        get_current_device=lambda: 0, get_current_stream=lambda device=None: 0, get_current_target=lambda: target,
+        get_active_torch_device=lambda: tensors.HOST))  # fmt: skip
+
+
+def _compile_only() -> None:
+    from triton.runtime.jit import JITFunction
+
+    run = JITFunction.run
+
+    def launch(self: Any, *args: Any, grid: Any, warmup: bool = False, **kwargs: Any) -> Any:
+        refuse_host(self.__name__, (args, kwargs))
+        note("launches", self.__name__)
+        return run(self, *tree_map(tensors._inner, args), grid=grid, warmup=True,
+                   **tree_map(tensors._inner, kwargs))  # fmt: skip
+
+    JITFunction.run = launch
+
+
+def _interpret_launches() -> None:
+    from triton.runtime import interpreter
+
     run = interpreter.GridExecutor.__call__
 
     def launch(self: Any, *args: Any, **kwargs: Any) -> None:

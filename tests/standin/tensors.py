@@ -1,4 +1,8 @@
-"""Tensors that say cuda:0 and hold their numbers on the CPU; every operation on them passes through `dispatch`."""
+"""Tensors that say cuda:0 and hold their numbers on the CPU; every operation on them passes through `dispatch`.
+
+PyTorch's C++ believes that they are on the CPU, so what it decides by itself is as there: autocast for CUDA does
+nothing, and some gradients (through a copy from the device, of strided inputs) arrive as host tensors.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +105,11 @@ class DeviceTensor(Tensor):
         flags = [r for r in rest if isinstance(r, bool)]
         non_blocking = kwargs.pop("non_blocking", flags[0] if flags else False)
         if target is not None and not is_device(target):
-            found: Tensor = torch.ops.aten._to_copy(self, dtype=dtype, device=HOST, non_blocking=non_blocking)
+            _leaving.append(True)
+            try:
+                found: Tensor = torch.ops.aten._to_copy(self, dtype=dtype, device=HOST, non_blocking=non_blocking)
+            finally:
+                _leaving.pop()
             return found
         return _to(self, dtype, **kwargs)
 
@@ -121,6 +129,8 @@ class Mode(TorchDispatchMode):
 
 
 MODE = Mode()
+_leaving: list[bool] = []
+"""Not empty while `DeviceTensor.to` takes a tensor to the host."""
 _pinned: dict[int, StorageWeakRef] = {}
 
 
@@ -184,7 +194,7 @@ def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if reason is not None:
         wait(reason)
 
-    leaves = target is not None and not is_device(target)
+    leaves = _leaves(name, target)
     plain, options = tree_map(_inner, args), tree_map(_inner, dict(kwargs))
     if is_device(target):
         options["device"] = HOST
@@ -210,6 +220,11 @@ def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if leaves:
         return pin(found) if options.get("non_blocking") else found
     return tree_map(_outer, found)
+
+
+def _leaves(name: str, target: Any) -> bool:
+    """Whether a result is the host's. PyTorch's C++, for which ours are there already, casts without meaning that."""
+    return target is not None and not is_device(target) and (name != "_to_copy" or bool(_leaving))
 
 
 def _on_host(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -258,7 +273,7 @@ def _waits(name: str, args: Any, kwargs: dict[str, Any], ours: list[Tensor]) -> 
         return name
     if name == "_to_copy":
         target, blocking = kwargs.get("device"), not kwargs.get("non_blocking")
-        if ours and target is not None and not is_device(target):
+        if ours and _leaves(name, target):
             return "copy to the host" if blocking else None
         return "copy to the device" if not ours and blocking else None
     if name == "copy_":
