@@ -8,6 +8,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import strainer_fast as sf
+from tests.interpreter import interpret
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def trained(implementation: str, distributed: bool) -> sf.Encoder:
@@ -15,11 +18,13 @@ def trained(implementation: str, distributed: bool) -> sf.Encoder:
     recipe = sf.recipe("paper", pretrain_steps=4, check_every=2, pretrain_learning_rate=1e-3)
     network = sf.Architecture(16, 3, 2)
     return sf.pretrain(
-        signals, recipe, architecture=network, implementation=implementation, device="cpu", distributed=distributed
+        signals, recipe, architecture=network, implementation=implementation, device=DEVICE, distributed=distributed
     )
 
 
 def rank_of_two(rank: int, folder: Path) -> None:
+    if DEVICE == "cpu":
+        interpret()  # decided anew in this process
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/store", world_size=2, rank=rank)
     trained("triton", True).save(folder / f"{rank}.safetensors")
