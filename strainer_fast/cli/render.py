@@ -26,6 +26,7 @@ def render(
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Name of an image to render; repeat for more.")] = None,
     format: Annotated[str, typer.Option(help="png; npy for the values as they are, float32.")] = "png",
+    precision: Annotated[str, typer.Option(help="fp32; on a GPU also tf32, fp16, bf16: faster, less exact.")] = "fp32",
     device: opt.Device = "auto",
     threads: opt.Threads = None,
     quiet: opt.Quiet = False,
@@ -48,7 +49,7 @@ def render(
             continue
         drawn = signal.shape if shape is None else shape
         path = out / f"{signal.name}_{drawn[0]}x{drawn[1]}.{format}"
-        result.render_to(path, i, drawn, window=bounds, device=where)
+        result.render_to(path, i, drawn, window=bounds, device=where, precision=precision)
         reporter.say(f"wrote {path}")
         files.append(str(path))
     reporter.emit({"files": files})

@@ -17,6 +17,7 @@ from strainer_fast._files import atomic_writer, check_writable
 from strainer_fast._png import COLOUR_TYPES, write_png
 from strainer_fast.fitting.engine import CHUNK
 from strainer_fast.models import Siren
+from strainer_fast.ops.dispatch import check_precision, choose
 from strainer_fast.signals.grid import axis, mesh
 
 GPU_CHUNK = 2**20
@@ -30,6 +31,8 @@ def render(
     network: Siren,
     size: int | Sequence[int],
     window: Sequence[tuple[float, float]] | None = None,
+    *,
+    precision: str = "fp32",
 ) -> Tensor:  # [*size, C]
     """Evaluate a network on a regular grid, a strip of rows at a time.
 
@@ -37,11 +40,15 @@ def render(
         network: on any device; the result is on the CPU.
         size: samples per axis, (height, width) for images; an int for the same on every axis.
         window: (low, high) per axis in [-1, 1], y first: the part of the square to show; None is all of it.
+        precision: what operands of products are rounded to, sums being float32: "fp32", or on a GPU "tf32", "fp16",
+            "bf16". In "fp16" a network of up to 256 units runs whole on chip; it is right to about a thousandth.
 
     Returns:
         Values, not clamped.
+
+    Raises InputError for a size, window or precision that cannot be, before any work.
     """
-    shape, strips = _strips(network, size, window)
+    shape, strips = _strips(network, size, window, precision)
     out = torch.empty(*shape, network.head.out_features, dtype=network.head.weight.dtype)
     start = 0
     for strip in strips:
@@ -57,13 +64,14 @@ def render_to(
     window: Sequence[tuple[float, float]] | None = None,
     *,
     bits: int = 8,
+    precision: str = "fp32",
 ) -> Path:
     """Evaluate a network on a regular grid into a file, whole or not at all; memory does not grow with the grid.
 
     Args:
         path: its suffix says what is written. .png: values clamped to [0, 1] and rounded to `bits`, for images of 1 to
             4 channels. .npy: an array [*size, C] of float32 as it is.
-        network, size, window: as in `render`.
+        network, size, window, precision: as in `render`.
         bits: 8 or 16 a channel, of a PNG.
 
     Returns:
@@ -72,7 +80,7 @@ def render_to(
     Raises InputError for another suffix and for what a PNG cannot hold, before any work.
     """
     path = Path(path)
-    shape, strips = _strips(network, size, window)
+    shape, strips = _strips(network, size, window, precision)
     channels = network.head.out_features
     if path.suffix not in WRITERS:
         raise bad_input("path", "a name that ends in .png or .npy", path.name, "The suffix says what is written.")
@@ -113,10 +121,11 @@ WRITERS: dict[str, Callable[[IO[bytes], Iterator[Tensor], Sequence[int], int, in
 
 
 def _strips(
-    network: Siren, size: int | Sequence[int], window: Sequence[tuple[float, float]] | None
+    network: Siren, size: int | Sequence[int], window: Sequence[tuple[float, float]] | None, precision: str
 ) -> tuple[list[int], Iterator[Tensor]]:
     """Samples per axis, checked, and the values of some rows at a time, [rows, *rest, C] on the CPU."""
     weight = next(network.parameters())
+    check_precision(precision, choose("auto", weight.device, weight.dtype).name)
     dims = weight.shape[1]
     shape = [size] * dims if isinstance(size, int) else list(size)
     if len(shape) != dims or (window is not None and len(window) != dims):
@@ -135,7 +144,7 @@ def _strips(
         for start in range(0, shape[0], rows):
             first = axes[0][start : start + rows]
             with torch.no_grad():
-                values = network.values(mesh([first, *axes[1:]]))
+                values = network.values(mesh([first, *axes[1:]]), precision=precision)
             yield values.reshape(len(first), *shape[1:], -1).cpu()
 
     return shape, evaluate()

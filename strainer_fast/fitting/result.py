@@ -108,6 +108,7 @@ class FitResult:
         window: Sequence[tuple[float, float]] | None = None,
         indices: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
+        precision: str = "fp32",
     ) -> list[Tensor]:
         """Evaluate the networks on regular grids of any resolution.
 
@@ -116,13 +117,16 @@ class FitResult:
                 signal's own.
             window: (low, high) per axis in [-1, 1], y first: the part of the square to show; None is all of it.
             indices: which signals; None is all.
+            precision: of products; see `strainer_fast.render`.
 
         Returns:
             One tensor [*size, C] per signal, not clamped.
         """
         chosen = range(len(self)) if indices is None else indices
+        sizes = [self.signals[i].shape if size is None else size for i in chosen]
         return [
-            render(self.module(i).to(device), self.signals[i].shape if size is None else size, window) for i in chosen
+            render(self.module(i).to(device), own, window, precision=precision)
+            for i, own in zip(chosen, sizes, strict=True)
         ]
 
     def render_to(
@@ -133,6 +137,7 @@ class FitResult:
         *,
         window: Sequence[tuple[float, float]] | None = None,
         device: torch.device | str = "cpu",
+        precision: str = "fp32",
     ) -> Path:
         """Evaluate one network into a .png or .npy file, in memory that does not grow with the size.
 
@@ -141,7 +146,7 @@ class FitResult:
         signal = self.signals[index]
         bits = 16 if signal.value_range[1] > 255 else 8
         network = self.module(index).to(device)
-        return render_to(network, path, signal.shape if size is None else size, window, bits=bits)
+        return render_to(network, path, signal.shape if size is None else size, window, bits=bits, precision=precision)
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file, whole or not at all."""

@@ -27,20 +27,20 @@ THROUGH_REGISTERS = {
 Hopper's tf32 products take both operands along K only, so one that is stored along the other axis is turned round.
 """
 
-INSTEAD = {("sm_80", "tf32", "step/heads"): "step/residual"}
-"""Where 256 units and their gradients do not fit the registers, heads go by residuals and the layers' products."""
+CHAINS = {
+    "step/forward": "step/forward_chain-first",
+    "step/forward-first": "step/forward_chain-first",
+    "step/input_gradient": "step/gradient_chain",
+}
+INSTEAD = {("sm_80", "tf32", "step/heads"): "step/residual"} | {
+    (chip, precision, case): chain for chip in CHIPS for precision in ("fp16", "bf16") for case, chain in CHAINS.items()
+}
+"""Where 256 units and their gradients do not fit the registers, heads go by residuals and the layers' products; where
+a tile is as wide as a layer, all layers are one launch."""
 
 TRITON = ".".join(triton.__version__.split(".")[:2])
 
-SPILLS: dict[tuple[str, str], dict[tuple[str, str], int]] = {
-    ("3.6", "sm_80"): {
-        (precision, f"{case}/weight_gradient-from-coordinates"): 4
-        for precision in ("fp16", "bf16")
-        for case in ("step", "step-strainer")
-    },
-    # Of 30 heads' columns, which no tile divides.
-    ("3.6", "sm_90"): {("fp32", "step-strainer/weight_gradient#2"): 8},
-}
+SPILLS: dict[tuple[str, str], dict[tuple[str, str], int]] = {}
 """Of a compiler and a chip: the bytes a thread spills, by precision and case."""
 
 MOST_REPEATS = 4
@@ -141,6 +141,8 @@ def test_sines(chip: str, precision: str, case: str, reports: Reports) -> None:
     result = {
         "forward_kernel": points * outputs * (2 if has.get("SAVE") == 2 else 1),
         "first_gradient_kernel": points * inputs,
+        # The first layer's sines, and those of the hidden ones with their cosines, which stand once in a loop.
+        "forward_chain_kernel": 3 * points * int(has.get("WIDTH", 0)),
         "_sincos_kernel": 2 * int(has.get("BLOCK", 0)),
     }.get(kind, 0)
     operand = points * inputs if has.get("FIRST") and kind != "first_gradient_kernel" else 0

@@ -179,7 +179,7 @@ def test_the_dearest_rows_of_the_half_precision_step_come_first() -> None:
     assert first == sorted(first, reverse=True)
     # All that the table has tiles for is attributed to a row; the rest of the step is sums and the optimiser.
     times = step_times(launches_of(HOPPER, "fp16", 178 * 178), HOPPER)
-    names = ("forward", "input_gradient", "first_gradient", "weight_gradient", "heads")
+    names = ("forward", "gradient_chain", "first_gradient", "weight_gradient", "heads")
     assert sum(first) == pytest.approx(sum(t.total for t in times if t.name.startswith(names)), rel=1e-6)
     assert all("half" in row.precisions and row.width >= 256 for row in rows[:5])
 

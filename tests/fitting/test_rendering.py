@@ -118,3 +118,15 @@ def test_memory_does_not_grow_with_the_grid(network: sf.Siren, tmp_path: Path, m
             sf.render_to(network, tmp_path / "a.png", size)
         most.append(seen.most)
     assert most[0] == most[1] <= 2**12 * 16
+
+
+def test_a_precision_that_only_a_gpu_has_is_refused_before_any_work(network: sf.Siren, tmp_path: Path) -> None:
+    for call in (
+        lambda: sf.render(network, 8, precision="fp16"),
+        lambda: sf.render_to(network, tmp_path / "x.png", 8, precision="fp16"),
+    ):
+        with pytest.raises(sf.InputError, match="precision: expected 'fp32' with implementation"):
+            call()
+    with pytest.raises(sf.InputError, match="precision: expected one of"):
+        sf.render(network, 8, precision="half")
+    assert not list(tmp_path.iterdir())
