@@ -470,7 +470,7 @@ def launch_weight_gradient(
         BLOCK_K=t.inputs,
         PRECISION=precision,
         TARGET=current_chip().target,
-        **launch_options(t.warps, t.stages),
+        **launch_options(t.warps, t.stages, alone=True),  # see splits_for
     )
 
 

@@ -87,7 +87,7 @@ TABLE: tuple[Row, ...] = (
     *_rows("weight_gradient", TF32, NVIDIA, (16, Tiles(32, 16, 16, 4, 2)), (32, Tiles(32, 32, 32, 4, 2)),
            (64, Tiles(32, 64, 64, 4, 3)), (ANY, Tiles(32, 128, 64, 8, 3))),
     *_rows("weight_gradient", FP32, NVIDIA, (16, Tiles(32, 16, 16, 4, 2)), (32, Tiles(32, 32, 32, 4, 2)),
-           (ANY, Tiles(32, 64, 64, 8, 3))),
+           (ANY, Tiles(16, 64, 64, 8, 3))),
     # heads with their loss: points; as `outputs` the most columns, and the whole width at once
     *_rows("heads", HALF, NVIDIA, (16, Tiles(32, 32, 16, 4, 1)), (32, Tiles(64, 32, 32, 8, 1)),
            (64, Tiles(32, 32, 64, 4, 1)), (128, Tiles(32, 32, 128, 8, 1))),
