@@ -110,8 +110,10 @@ def main(arguments: list[str] | None = None) -> int:
     chips = [CHIPS[name] for name in options.chip]
     try:
         print(assumptions(chips))
-        print(f"K-FAC besides: products in float32 by multiply-adds in tiles of {TILE}x{TILE}, whole rounds; {COLUMN * 1e6:.0f} us "
-              f"a column of a factorisation; {CALL * 1e6:.0f} us a call of PyTorch in a refresh.\n")  # fmt: skip
+        print(
+            f"K-FAC besides: products in float32 by multiply-adds in tiles of {TILE}x{TILE}, whole rounds; "
+            f"{COLUMN * 1e6:.0f} us a column of a factorisation; {CALL * 1e6:.0f} us a call of PyTorch in a refresh.\n"
+        )
         print(summary(chips, options.precision, options.points))
     except RuntimeError as error:
         print(error, file=sys.stderr)

@@ -294,7 +294,7 @@ def launch_input_gradient(
 
 def launch_gradient_chain(
     dz: Tensor,  # [L, N, rows, H], contiguous but for L; the last layer's is read, all others are overwritten
-    w: Tensor,  # [L, N, H, H], contiguous but for L
+    w: Tensor,  # [L, N, H, H], any strides
     c: Tensor,  # [L, N, rows, H], contiguous but for L
     *,
     precision: str = "fp32",
@@ -309,7 +309,7 @@ def launch_gradient_chain(
     layers, networks, width, _ = w.shape
     rows, t = dz.shape[2], tiles or tiles_for("input_gradient", precision, width)
     check_precision(precision)
-    check_tensor("w of a layer", w[0], (networks, width, width), FLOATS, contiguous=True)
+    check_tensor("w", w, (layers, networks, width, width), FLOATS)
     for name, tensor in (("dz", dz), ("c", c)):
         check_tensor(name, tensor, (layers, networks, None, width), FLOATS)
         check_tensor(f"{name} of a layer", tensor[0], dz.shape[1:], FLOATS, contiguous=True)
@@ -325,7 +325,7 @@ def launch_gradient_chain(
         layers,
         rows,
         dz.stride(0),
-        w.stride(0),
+        *w.stride(),
         c.stride(0),
         WIDTH=width,
         BLOCK_P=t.points,

@@ -161,12 +161,15 @@ def _times_cosine(
 @triton.jit(do_not_specialize=["layers"])
 def gradient_chain_kernel(
     dz_ptr,  # [layers, N, rows, width], contiguous but for the first axis: the last is read, all others are written
-    w_ptr,  # [layers, N, width, width], likewise
+    w_ptr,  # [layers, N, out, in] by strides
     c_ptr,  # [layers, N, rows, width], likewise
     layers,
     rows,
     stride_dl,
     stride_wl,
+    stride_wn,
+    stride_wo,
+    stride_wk,
     stride_cl,
     WIDTH: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -180,14 +183,15 @@ def gradient_chain_kernel(
     own = network * rows * WIDTH
     dz_ptr += own
     c_ptr += own
-    w_ptr += network * WIDTH * WIDTH
+    w_ptr += network * stride_wn
     lanes, columns = tl.arange(0, BLOCK_P), tl.arange(0, WIDTH)
     here = first_row * WIDTH
     for step in range(layers - 1):
         layer = layers - 1 - step + network * 0  # loop counters are 32 bits, or Python's under the interpreter
         sums = chain_product(
             dz_ptr + (layer * stride_dl + here), w_ptr + layer * stride_wl, lanes, lanes < BLOCK_P, columns,
-            columns < WIDTH, 1, WIDTH, 0, WIDTH, 0, WIDTH, 1, True, BLOCK_P, BLOCK_O, WIDTH, PRECISION, TARGET,
+            columns < WIDTH, 1, WIDTH, 0, WIDTH, 0, stride_wo, stride_wk, True, BLOCK_P, BLOCK_O, WIDTH, PRECISION,
+            TARGET,
         )  # fmt: skip
         below = layer - 1
         c_at, dz_at = c_ptr + (below * stride_cl + here), dz_ptr + (below * stride_dl + here)
