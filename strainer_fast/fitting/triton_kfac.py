@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -23,22 +22,11 @@ class TritonKfacStepper(FlatStepper):
     optimiser: Kfac
     carried = (*FlatStepper.carried, "settled", "moved")
 
-    def __init__(
-        self,
-        points: Tensor,
-        values: Tensor,
-        parameters: list[Tensor],
-        omegas: Sequence[float],
-        optimiser: Kfac,
-        implementation: str,
-        precision: str,
-        independent: bool,
-        keep: bool,
-        sampler: None = None,
-    ) -> None:
-        super().__init__(points, values, parameters, omegas, optimiser, implementation, precision, independent, keep)
+    def _prepare(self) -> None:
+        """What is kept, velocity and factors, as the launches take them."""
         from strainer_fast.kernels.kfac import Joined
 
+        optimiser, device = self.optimiser, self.points.device
         self.kept, self.velocity = self._flattened(optimiser.kept), self._flattened(optimiser.velocity)
         self.kept_gradients = self._flattened(optimiser.kept_gradients)
         self.settled = torch.full_like(self.losses, torch.nan)
@@ -46,7 +34,7 @@ class TritonKfacStepper(FlatStepper):
             self.settled.copy_(optimiser.losses)
         optimiser.losses = self.settled
         self.good, self.moved = torch.zeros_like(self.bad), torch.full_like(self.bad, int(optimiser.moved))
-        self.joined = Joined(self.pipeline.table, points.device)
+        self.joined = Joined(self.pipeline.table, device)
         inverses = []
         for views, own in zip(zip(self.joined.inverse_a, self.joined.inverse_g, strict=True), optimiser.inverses,
                               strict=True):  # fmt: skip
@@ -55,7 +43,6 @@ class TritonKfacStepper(FlatStepper):
                 view.copy_(inverse)
             inverses.append((pair[0], pair[1]))
         optimiser.inverses = inverses
-        self.changed()
 
     @property
     def _told(self) -> Tensor:

@@ -17,25 +17,14 @@ class TritonMuonStepper(FlatStepper):
 
     optimiser: Muon
 
-    def __init__(
-        self,
-        points: Tensor,
-        values: Tensor,
-        parameters: list[Tensor],
-        omegas: Sequence[float],
-        optimiser: Muon,
-        implementation: str,
-        precision: str,
-        independent: bool,
-        keep: bool,
-        sampler: None = None,
-    ) -> None:
-        super().__init__(points, values, parameters, omegas, optimiser, implementation, precision, independent, keep)
+    def _prepare(self) -> None:
+        """Momenta in stacks of one shape, Adam's moments of all else."""
         from strainer_fast.kernels.newton_schulz import newton_schulz_scratch
         from strainer_fast.kernels.segments import Table
         from strainer_fast.kernels.stacks import Stacks
 
-        table, device, adam = self.pipeline.table, points.device, optimiser.adam
+        optimiser, device = self.optimiser, self.points.device
+        table, adam = self.pipeline.table, optimiser.adam
         self.momentum = self._flattened(optimiser.buffers, optimiser.hidden)
         self.exp_avg = self._flattened(adam.exp_avg, optimiser.rest)
         self.exp_avg_sq = self._flattened(adam.exp_avg_sq, optimiser.rest)
@@ -47,7 +36,6 @@ class TritonMuonStepper(FlatStepper):
         self.adams = Table(segments, table.groups, device)
         self.step = torch.zeros_like(self.bad)
         self.adam_rate = torch.zeros_like(self.learning_rate)
-        self.changed()
 
     def _launch_update(self) -> None:
         from strainer_fast.kernels.muon import launch_momenta, launch_muon_update

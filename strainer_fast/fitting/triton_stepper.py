@@ -59,6 +59,12 @@ class FlatStepper(Stepper):
         self._skipped_before = torch.zeros(groups, dtype=torch.int32, device="cpu")
         self._at_send = self.skipped, self.losses
         self._evaluate, self._update = _Replayed(device), _Replayed(device)
+        self._prepare()
+        self.changed()
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """What the optimiser's launches need; its state moves into flat buffers."""
 
     def _move(self, tensors: Sequence[Tensor], which: Sequence[int], put: Callable[[int, Tensor], object]) -> Tensor:
         """Copy what belongs to parameters `which` into a flat buffer and put views of it in their place."""
@@ -197,23 +203,11 @@ class TritonStepper(FlatStepper):
 
     optimiser: Adam
 
-    def __init__(
-        self,
-        points: Tensor,
-        values: Tensor,
-        parameters: list[Tensor],
-        omegas: Sequence[float],
-        optimiser: Adam,
-        implementation: str,
-        precision: str,
-        independent: bool,
-        keep: bool,
-        sampler: None = None,
-    ) -> None:
-        super().__init__(points, values, parameters, omegas, optimiser, implementation, precision, independent, keep)
+    def _prepare(self) -> None:
+        """Both moments in flat buffers; counts on the device."""
+        optimiser = self.optimiser
         self.exp_avg, self.exp_avg_sq = self._flattened(optimiser.exp_avg), self._flattened(optimiser.exp_avg_sq)
         self.step, self.arrived = torch.zeros_like(self.bad), torch.zeros_like(self.bad)
-        self.changed()
 
     def _launch_update(self) -> None:
         from strainer_fast.kernels.optim import launch_adam
