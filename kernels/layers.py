@@ -427,14 +427,13 @@ def launch_weight_gradient(
         x = x[None]
     layers, splits, networks, outputs, inputs = dw.shape
     rows = dz.shape[2]
-    check_tensor("dw", dw, (None, None, None, None, None))
-    check_tensor("dw of a layer", dw[0], dw.shape[1:], contiguous=True)
+    check_tensor("dw", dw[0], dw.shape[1:], contiguous=True)
     check_tensor("dz", dz, (layers, networks, None, outputs), FLOATS, rows=True)
     check_precision(precision)
     check_tensor("x", x, (layers, *([networks] if x.ndim == 4 else []), None, inputs), FLOATS)
     if db is not None:
-        check_tensor("db of a layer", db[0], (splits, networks, outputs), contiguous=True)
         check_tensor("db", db, (layers, splits, networks, outputs))
+        check_tensor("db", db[0], (splits, networks, outputs), contiguous=True)
     check_same_device(dz=dz, x=x, dw=dw, db=db)
     check_networks(layers * splits * networks)
     if dw.numel() == 0:

@@ -159,7 +159,7 @@ def test_a_network_that_is_not_finite_stays_where_it_was_and_its_neighbour_goes_
             p[0] = math.nan  # as after a step that was too long
     ours.look()
     ours.changed()
-    ours.previous.copy_(ours._move(finite, lambda i, view: None))
+    ours.previous.copy_(ours._flattened(list(finite)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the interpreter computes with numpy
         for _ in range(2):
