@@ -1,5 +1,7 @@
 """Launchers of sine_linear.py and sine_linear_backward.py: tensors in, tensors out; nothing is allocated."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -439,6 +441,8 @@ def launch_weight_gradient(
     if dw.numel() == 0:
         return
     t = tiles or tiles_for("weight_gradient", precision, max(outputs, inputs))
+    if add:  # sums that are read first take registers
+        t = replace(t, inputs=min(t.inputs, 128))
     share = cdiv(cdiv(max(rows, 1), splits), t.points) * t.points
     grid = (cdiv(outputs, t.outputs), cdiv(inputs, t.inputs), layers * splits * networks)
     few = inputs if inputs <= FEW_INPUTS else 0
@@ -466,7 +470,7 @@ def launch_weight_gradient(
         EVEN=full and (few > 0 or x.shape[-2] == rows),
         BLOCK_P=t.points,
         BLOCK_O=t.outputs,
-        BLOCK_K=t.inputs,
+        BLOCK_K=16 if few else t.inputs,
         PRECISION=precision,
         TARGET=current_chip().target,
         **launch_options(t.warps, t.stages, alone=True),  # see splits_for
