@@ -19,8 +19,8 @@ COMPILED = (
     *("row/*/half/32", "row/heads/*", "row/network_step/*", "row/small_fits/*"),
     *("lone/forward_inference", "lone/sincos", "lone/newton_schulz", "lone/weighted_heads", "lone/kfac", "lone/muon"),
 )
-"""Cases that are compiled for every test here: steps of one network, of waves, of many heads, of a stack, and the kernels whose
-tiles are largest beside the registers at each width. `make aot` compiles all."""
+"""Cases that are compiled for every test here: steps of one network, of waves, of many heads, of a stack, and the
+kernels whose tiles are largest beside the registers at each width. `make aot` compiles all."""
 
 
 def python(*arguments: str, interpret: bool = False, cache: Path | None = None) -> subprocess.CompletedProcess[str]:
