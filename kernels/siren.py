@@ -39,7 +39,15 @@ from .segments import DTYPES, Segment, Table
 
 @lru_cache(maxsize=64)
 def _table(segments: tuple[Segment, ...], groups: int, device: torch.device) -> Table:
-    """Tables are small and never change; making one copies to the device."""
+    """Tables are small and never change; making one copies to the device.
+
+    Raises RuntimeError while a CUDA graph is recorded, which such a copy would spoil.
+    """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "networks of this shape: expected one call before a CUDA graph is recorded, got the first one inside. "
+            "Warm up: call the loss once on a side stream, as PyTorch's recipe for graphs does."
+        )
     return Table(segments, groups, device)
 
 
