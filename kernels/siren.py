@@ -20,14 +20,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .chains import launch_forward_chain, launch_gradient_chain
 from .checks import cdiv
 from .configs import FEW_INPUTS
 from .heads import heads_splits, launch_heads_loss, launch_losses, launch_residual
 from .layers import (
     launch_first_gradient,
     launch_forward,
-    launch_forward_chain,
-    launch_gradient_chain,
     launch_input_gradient,
     launch_weight_gradient,
 )
