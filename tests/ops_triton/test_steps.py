@@ -284,9 +284,9 @@ def test_a_step_allocates_nothing_and_waits_for_nothing(
 
 
 def kernels() -> list[Any]:
-    from strainer_fast.kernels import heads, kfac, layers, muon, newton_schulz, on_chip, optim
+    from strainer_fast.kernels import chains, heads, kfac, layers, muon, newton_schulz, on_chip, optim
 
-    modules = (heads, kfac, layers, muon, newton_schulz, on_chip, optim)
+    modules = (chains, heads, kfac, layers, muon, newton_schulz, on_chip, optim)
     return [k for m in modules for name, k in vars(m).items() if name.endswith("_kernel")]
 
 
