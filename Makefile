@@ -18,7 +18,7 @@ GPU_PYTHON := $(BIN)/python
 GPU_PYTEST := $(PYTEST)
 endif
 
-.PHONY: demo test test-main test-interpreter test-standin test-triton-3.6 test-aot test-sanitized test-oldest test-gpu first-light aot tune bench-gpu check check-long lint bench bench-quick keep-bench ten-thousand dev clean
+.PHONY: demo test test-main test-interpreter test-standin test-triton-3.6 test-aot test-aot-3.6 test-sanitized test-oldest test-gpu first-light aot tune bench-gpu check check-long lint bench bench-quick keep-bench ten-thousand dev clean
 
 demo: $(STAMP)
 	$(BIN)/strainer-fast demo --out demo
@@ -114,6 +114,12 @@ test-oldest: $(STAMP)
 	sed 's/^triton==.*/triton==3.2.0/; s/^numpy==.*/numpy==2.3.5/' constraints.txt > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt --editable ".[test]"
 	.venv-oldest/bin/python -m pytest -q -W ignore::DeprecationWarning -m "not long" tests/kernels tests/ops_triton/test_sweep.py
+
+# What the first GPU's compiler makes of the kernels, beside the torch that is here.
+OLDER := .triton-3.6
+test-aot-3.6: $(STAMP)
+	test -d $(OLDER) || $(BIN)/python -m pip install --quiet --no-deps --target $(OLDER) triton==3.6.0
+	PYTHONPATH=$(OLDER) $(PYTEST) tests/aot/test_compiled.py
 
 # The versions of the first GPU's image: torch 2.11, triton 3.6, numpy 2.5. pip brings CUDA libraries of several
 # gigabytes; where there is no GPU, put PyTorch's CPU build of 2.11.0 into .venv-3.6 first.
