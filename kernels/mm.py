@@ -1,12 +1,17 @@
 """Matrix products for all kernels here: the one place that calls tl.dot, and decides how operands are rounded.
 
 PRECISION is what the operands of a product are rounded to; sums are float32 always. TARGET is a Chip's.
+
+tf32x3 rounds nothing that is stored: a product of float32 operands is three on the matrix unit. Each operand is split
+into what tf32 holds of it and the rest, rounded to tf32 again; of the four products of the parts the smallest is left
+out. What is lost is at most 2^-21 of |a| |b| (2^-22 with the left out product, 2^-23 with each rest). Elsewhere than on
+NVIDIA it is fp32.
 """
 
 import triton
 import triton.language as tl
 
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+PRECISIONS = ("fp32", "tf32x3", "tf32", "fp16", "bf16")
 
 
 @triton.jit
@@ -42,6 +47,14 @@ def to_operand(x, PRECISION: tl.constexpr, TARGET: tl.constexpr):
 
 
 @triton.jit
+def _three_products(a, b, sums):
+    """sums + a b as tf32x3 has it, for the interpreter: the smaller products first, as the compiler orders them."""
+    a_high, b_high = _round_mantissa(a, 10), _round_mantissa(b, 10)
+    a_low, b_low = _round_mantissa(a - a_high, 10), _round_mantissa(b - b_high, 10)
+    return sums + tl.dot(a_high, b_high, tl.dot(a_high, b_low, tl.dot(a_low, b_high)))
+
+
+@triton.jit
 def mm(a, b, sums, PRECISION: tl.constexpr, TARGET: tl.constexpr):
     """sums + a b, with tiles a [M, K] and b [K, N] of float32, or of the half precision that is meant."""
     if TARGET == "interpreter":
@@ -50,12 +63,16 @@ def mm(a, b, sums, PRECISION: tl.constexpr, TARGET: tl.constexpr):
             sums = tl.dot(a.to(tl.float16).to(tl.float32), b.to(tl.float16).to(tl.float32), sums)
         elif PRECISION == "tf32":
             sums = tl.dot(_round_mantissa(a.to(tl.float32), 10), _round_mantissa(b.to(tl.float32), 10), sums)
+        elif PRECISION == "tf32x3":
+            sums = _three_products(a.to(tl.float32), b.to(tl.float32), sums)
         elif PRECISION == "bf16":
             sums = tl.dot(_round_mantissa(a.to(tl.float32), 7), _round_mantissa(b.to(tl.float32), 7), sums)
         else:
             sums = tl.dot(a.to(tl.float32), b.to(tl.float32), sums)
-    elif PRECISION == "fp32":
+    elif PRECISION == "fp32" or (PRECISION == "tf32x3" and TARGET != "cuda"):
         sums = tl.dot(a.to(tl.float32), b.to(tl.float32), sums, input_precision="ieee")
+    elif PRECISION == "tf32x3":
+        sums = tl.dot(a.to(tl.float32), b.to(tl.float32), sums, input_precision="tf32x3")
     elif PRECISION == "tf32":
         sums = tl.dot(a.to(tl.float32), b.to(tl.float32), sums, input_precision="tf32")
     elif PRECISION == "fp16":
