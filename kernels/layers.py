@@ -1,4 +1,6 @@
-"""Launchers of sine_linear.py and sine_linear_backward.py: tensors in, tensors out; nothing is allocated."""
+"""Launchers of layers, one by one: tensors in, tensors out; nothing is allocated. All at once: chains.py."""
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,10 +16,9 @@ from .checks import (
 )
 from .chip import current_chip
 from .configs import FEW_INPUTS, tiles_for
-from .sine_linear import ARGUMENT, COSINE, NOTHING, forward_chain_kernel, forward_kernel
+from .sine_linear import ARGUMENT, COSINE, NOTHING, forward_kernel
 from .sine_linear_backward import (
     first_gradient_kernel,
-    gradient_chain_kernel,
     input_gradient_kernel,
     slope_kernel,
     weight_gradient_kernel,
@@ -73,7 +74,10 @@ def launch_forward(
         return
     few = inputs if inputs <= FEW_INPUTS else 0
     t = tiles or tiles_for(
-        "forward_first" if few else "forward", precision, max(outputs, inputs), few=_few(rows_y, outputs, networks)
+        "forward_first" if few else "forward",
+        precision,
+        max(outputs, inputs),
+        few=leaves_idle(rows_y, outputs, networks),
     )
     full = rows_y % t.points == 0 and outputs % t.outputs == 0 and inputs % t.inputs == 0
     grid = (cdiv(rows_y, t.points) * cdiv(outputs, t.outputs), networks)
@@ -88,7 +92,7 @@ def launch_forward(
         rows_y,
         inputs,
         outputs,
-        *_strides(x),
+        *strides_of(x),
         *w.stride(),
         *((0, 0) if b is None else b.stride()),
         *y.stride()[:2],
@@ -106,78 +110,6 @@ def launch_forward(
         TARGET=current_chip().target,
         **launch_options(t.warps, t.stages),
     )
-
-
-def launch_forward_chain(
-    x: Tensor,  # coordinates [P, in] (shared) or [N, P, in]
-    first: FewInputs,
-    w: Tensor,  # [L, N, H, H], contiguous but for L
-    b: Tensor,  # [L, N, H] float32, contiguous but for L
-    h: Tensor,  # [1 + L, N, rows, H], contiguous but for L; overwritten
-    c: Tensor | None,  # [L, N, rows, H], contiguous but for L; overwritten
-    *,
-    precision: str = "fp32",
-    tiles: Tiles | None = None,
-) -> None:
-    """A first layer and L hidden ones in one launch: h of all, and the cosines of the hidden ones. omega is folded in.
-
-    A block of points goes through all layers in one program, so the tile must be as wide as they are: see `chains`.
-
-    Raises ValueError for tensors that do not belong together.
-    """
-    layers, networks, width, _ = w.shape
-    rows, t = h.shape[2], tiles or tiles_for("forward", precision, width)
-    check_precision(precision)
-    _check_first(first, x, networks, width)
-    check_tensor("w of a layer", w[0], (networks, width, width), FLOATS, contiguous=True)
-    check_tensor("b of a layer", b[0], (networks, width), contiguous=True)
-    check_tensor("h", h, (layers + 1, networks, None, width), FLOATS)
-    check_tensor("h of a layer", h[0], h.shape[1:], FLOATS, contiguous=True)
-    check_tensor("first weight", first[0], (networks, width, x.shape[-1]))
-    if c is not None:
-        check_tensor("c of a layer", c[0], h.shape[1:], FLOATS, contiguous=True)
-    check_same_device(x=x, w=w, b=b, h=h, c=c, first=first[0])
-    check_networks(networks)
-    if t.outputs != width or rows % t.points or width % t.inputs:
-        got = f"{width} and {rows}"
-        raise wrong("h", f"{t.outputs} units and whole blocks of {t.points} rows", got, "Run layer by layer.")
-    forward_chain_kernel[(rows // t.points, networks)](
-        x,
-        *first,
-        w,
-        b,
-        h,
-        h if c is None else c,
-        layers,
-        x.shape[-2],
-        rows,
-        *_strides(x),
-        first[0].stride(0),
-        first[1].stride(0),
-        w.stride(0),
-        b.stride(0),
-        h.stride(0),
-        0 if c is None else c.stride(0),
-        SAVE=(NOTHING if c is None else COSINE).value,
-        FEW=x.shape[-1],
-        WIDTH=width,
-        FIRST_BLOCK=min(width, 64),
-        BLOCK_P=t.points,
-        BLOCK_K=t.inputs,
-        PRECISION=precision,
-        TARGET=current_chip().target,
-        **launch_options(t.warps, t.stages),
-    )
-
-
-def chains(kernel: str, rows: int, width: int, networks: int, precision: str) -> bool:
-    """Whether `launch_forward_chain` ("forward") or `launch_gradient_chain` ("input_gradient") takes such layers.
-
-    A tile must be as wide as a layer, and as many programs be there as fill the chip.
-    """
-    t = tiles_for(kernel, precision, width)
-    across, along = (t.outputs, t.inputs) if kernel == "forward" else (t.inputs, t.outputs)
-    return across == width and rows % t.points == 0 and width % along == 0 and not _few(rows, width, networks)
 
 
 def launch_slope(
@@ -253,12 +185,12 @@ def launch_input_gradient(
     if first is not None:
         if x is None or cosine is not None:
             raise wrong("x and cosine", "coordinates and no cosine, with `first`", "others", "Pass x=coordinates.")
-        _check_first(first, x, networks, inputs)
+        check_first(first, x, networks, inputs)
     check_same_device(dz=dz, w=w, dx=dx, cosine=cosine, x=x)
     check_networks(networks)
     if dx.numel() == 0:
         return
-    t = tiles or tiles_for("input_gradient", precision, max(outputs, inputs), few=_few(rows, inputs, networks))
+    t = tiles or tiles_for("input_gradient", precision, max(outputs, inputs), few=leaves_idle(rows, inputs, networks))
     grid = (cdiv(rows, t.points) * cdiv(inputs, t.inputs), networks)
     coords = dx if x is None else x
     input_gradient_kernel[grid](
@@ -277,7 +209,7 @@ def launch_input_gradient(
         *w.stride(),
         *(dx if cosine is None else cosine).stride()[:2],
         *dx.stride()[:2],
-        *_strides(coords),
+        *strides_of(coords),
         *_first_strides(first),
         HAS_COSINE=cosine is not None,
         FIRST=coordinates,
@@ -286,50 +218,6 @@ def launch_input_gradient(
         BLOCK_P=t.points,
         BLOCK_O=t.outputs,
         BLOCK_K=t.inputs,
-        PRECISION=precision,
-        TARGET=current_chip().target,
-        **launch_options(t.warps, t.stages),
-    )
-
-
-def launch_gradient_chain(
-    dz: Tensor,  # [L, N, rows, H], contiguous but for L; the last layer's is read, all others are overwritten
-    w: Tensor,  # [L, N, H, H], any strides
-    c: Tensor,  # [L, N, rows, H], contiguous but for L
-    *,
-    precision: str = "fp32",
-    tiles: Tiles | None = None,
-) -> None:
-    """dz of L hidden layers in one launch from that of the last: dz of the next one W, times the layer's own cosine.
-
-    A block of points goes through all layers in one program, so the tile must be as wide as they are: see `chains`.
-
-    Raises ValueError for tensors that do not belong together.
-    """
-    layers, networks, width, _ = w.shape
-    rows, t = dz.shape[2], tiles or tiles_for("input_gradient", precision, width)
-    check_precision(precision)
-    check_tensor("w", w, (layers, networks, width, width), FLOATS)
-    for name, tensor in (("dz", dz), ("c", c)):
-        check_tensor(name, tensor, (layers, networks, None, width), FLOATS)
-        check_tensor(f"{name} of a layer", tensor[0], dz.shape[1:], FLOATS, contiguous=True)
-    check_same_device(dz=dz, w=w, c=c)
-    check_networks(networks)
-    if t.inputs != width or rows % t.points or width % t.outputs:
-        got = f"{width} and {rows}"
-        raise wrong("dz", f"{t.inputs} units and whole blocks of {t.points} rows", got, "Run layer by layer.")
-    gradient_chain_kernel[(rows // t.points, networks)](
-        dz,
-        w,
-        c,
-        layers,
-        rows,
-        dz.stride(0),
-        *w.stride(),
-        c.stride(0),
-        WIDTH=width,
-        BLOCK_P=t.points,
-        BLOCK_O=t.outputs,
         PRECISION=precision,
         TARGET=current_chip().target,
         **launch_options(t.warps, t.stages),
@@ -361,7 +249,7 @@ def launch_first_gradient(
     check_tensor("dz", dz, (stacked, None, outputs), FLOATS, rows=True)
     check_tensor("dw", dw, (None, None, inputs, x.shape[-1]), contiguous=True)
     check_tensor("db", db, (splits, networks, inputs), contiguous=True)
-    _check_first(first, x, networks, inputs)
+    check_first(first, x, networks, inputs)
     check_same_device(dz=dz, w=w, x=x, dw=dw, db=db)
     check_networks(networks)
     t = tiles or tiles_for("first_gradient", precision, max(outputs, inputs))
@@ -385,7 +273,7 @@ def launch_first_gradient(
         outputs,
         *dz.stride()[:2],
         *w.stride(),
-        *_strides(x),
+        *strides_of(x),
         *_first_strides(first),
         FIRST=x.shape[-1],
         ADD=add,
@@ -427,19 +315,20 @@ def launch_weight_gradient(
         x = x[None]
     layers, splits, networks, outputs, inputs = dw.shape
     rows = dz.shape[2]
-    check_tensor("dw", dw, (None, None, None, None, None))
-    check_tensor("dw of a layer", dw[0], dw.shape[1:], contiguous=True)
+    check_tensor("dw", dw[0], dw.shape[1:], contiguous=True)
     check_tensor("dz", dz, (layers, networks, None, outputs), FLOATS, rows=True)
     check_precision(precision)
     check_tensor("x", x, (layers, *([networks] if x.ndim == 4 else []), None, inputs), FLOATS)
     if db is not None:
-        check_tensor("db of a layer", db[0], (splits, networks, outputs), contiguous=True)
         check_tensor("db", db, (layers, splits, networks, outputs))
+        check_tensor("db", db[0], (splits, networks, outputs), contiguous=True)
     check_same_device(dz=dz, x=x, dw=dw, db=db)
     check_networks(layers * splits * networks)
     if dw.numel() == 0:
         return
     t = tiles or tiles_for("weight_gradient", precision, max(outputs, inputs))
+    if add:  # sums that are read first take registers
+        t = replace(t, inputs=min(t.inputs, 128))
     share = cdiv(cdiv(max(rows, 1), splits), t.points) * t.points
     grid = (cdiv(outputs, t.outputs), cdiv(inputs, t.inputs), layers * splits * networks)
     few = inputs if inputs <= FEW_INPUTS else 0
@@ -458,7 +347,7 @@ def launch_weight_gradient(
         share,
         *dz.stride()[:3],
         x.stride(0),
-        *_strides(x[0]),
+        *strides_of(x[0]),
         dw.stride(0),
         (dw if db is None else db).stride(0),
         HAS_BIAS=db is not None,
@@ -467,7 +356,7 @@ def launch_weight_gradient(
         EVEN=full and (few > 0 or x.shape[-2] == rows),
         BLOCK_P=t.points,
         BLOCK_O=t.outputs,
-        BLOCK_K=t.inputs,
+        BLOCK_K=16 if few else t.inputs,
         PRECISION=precision,
         TARGET=current_chip().target,
         **launch_options(t.warps, t.stages, alone=True),  # see splits_for
@@ -488,12 +377,12 @@ def splits_for(rows: int, outputs: int, inputs: int, networks: int, precision: s
     return max(1, min(cdiv(rows, 4 * t.points), busy // programs))
 
 
-def _few(rows: int, columns: int, networks: int) -> bool:
+def leaves_idle(rows: int, columns: int, networks: int) -> bool:
     """Whether tiles of 128x128 would leave processors without work."""
     return cdiv(rows, 128) * cdiv(columns, 128) * networks < current_chip().processors
 
 
-def _strides(tensor: Tensor) -> tuple[int, ...]:
+def strides_of(tensor: Tensor) -> tuple[int, ...]:
     """Strides of [N, ...] or of [...], which all networks share."""
     return tensor.stride() if tensor.ndim == 3 else (0, *tensor.stride())
 
@@ -517,7 +406,7 @@ def _check_product(x: Tensor, w: Tensor, precision: str) -> None:
         raise wrong("x", "its features within 2^31 elements", f"strides {x.stride()}", "Call .contiguous().")
 
 
-def _check_first(first: FewInputs, x: Tensor, networks: int, units: int) -> None:
+def check_first(first: FewInputs, x: Tensor, networks: int, units: int) -> None:
     if x.shape[-1] > FEW_INPUTS:
         raise wrong("x", f"at most {FEW_INPUTS} coordinates", x.shape[-1], "Run the first layer as one of its own.")
     check_tensor("first weight", first[0], (networks, units, x.shape[-1]), rows=True)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .chains import can_chain
 from .checks import cdiv
 from .configs import FEW_INPUTS
 from .heads import fuses, heads_splits
-from .layers import chains, first_gradient_splits, splits_for
+from .layers import first_gradient_splits, splits_for
 from .on_chip import fits_on_chip, step_programs
 from .segments import Segment
 
@@ -84,9 +85,9 @@ class Plan:
         alike = sines >= 2 and self._same_width()
         few, shape = network.coordinates <= FEW_INPUTS, (self.rows, self.widths[0] if sines else 0, self.groups)
         cosines = self.lowest <= 1 or self.lowest >= sines  # of all hidden layers, or of none
-        self.forward_chain = alike and few and cosines and chains("forward", *shape, network.precision)
+        self.forward_chain = alike and few and cosines and can_chain("forward", *shape, network.precision)
         """Whether all sine layers are one launch."""
-        self.gradient_chain = bool(self.joint) and chains("input_gradient", *shape, network.precision)
+        self.gradient_chain = bool(self.joint) and can_chain("input_gradient", *shape, network.precision)
         """Whether the way back through the hidden layers is one launch."""
         # Heads on shared features are one network of all their columns.
         self.head_networks = network.stacks[-2] if sines else 1

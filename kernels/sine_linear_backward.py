@@ -343,7 +343,14 @@ def weight_gradient_kernel(
     out_mask, k_mask = outs < outputs, ks < inputs
     dz_ptr += layer * stride_dl + network * stride_dn
     x_ptr += layer * stride_xl + network * stride_xn
-    dw = tl.zeros([BLOCK_O, BLOCK_K], tl.float32)
+    # Long sums in scalars only: per-lane addresses of 32 bits take half the registers.
+    dw_ptr += layer * stride_wl + which * outputs * inputs
+    if ADD:  # where the sums begin: at the end they would need as many registers again
+        dw = load(
+            dw_ptr + (outs[:, None] * inputs + ks[None, :]), out_mask[:, None] & k_mask[None, :], EVEN and FEW == 0
+        )
+    else:
+        dw = tl.zeros([BLOCK_O, BLOCK_K], tl.float32)
     # Summed along the points at the end only: across warps that takes barriers.
     db = tl.zeros([BLOCK_P, BLOCK_O], tl.float32)
     begin = split * rows_per_split
@@ -367,11 +374,7 @@ def weight_gradient_kernel(
                 EVEN,
             )
             dw = mm(tl.trans(dz), x, dw, PRECISION, TARGET)
-    at = dw_ptr + layer * stride_wl + which * outputs * inputs + outs[:, None] * inputs + ks[None, :]
-    mask = out_mask[:, None] & k_mask[None, :]
-    if ADD:
-        dw += tl.load(at, mask=mask, other=0.0)
-    tl.store(at, dw, mask=mask)
+    tl.store(dw_ptr + (outs[:, None] * inputs + ks[None, :]), dw, mask=out_mask[:, None] & k_mask[None, :])
     if HAS_BIAS:  # the same sums in every program along the inputs: the first one writes
         mask = out_mask & (tl.program_id(1) == 0)
         at = db_ptr + layer * stride_bl + which * outputs + outs

@@ -20,14 +20,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .chains import launch_forward_chain, launch_gradient_chain
 from .checks import cdiv
 from .configs import FEW_INPUTS
 from .heads import heads_splits, launch_heads_loss, launch_losses, launch_residual
 from .layers import (
     launch_first_gradient,
     launch_forward,
-    launch_forward_chain,
-    launch_gradient_chain,
     launch_input_gradient,
     launch_weight_gradient,
 )
@@ -39,7 +38,15 @@ from .segments import DTYPES, Segment, Table
 
 @lru_cache(maxsize=64)
 def _table(segments: tuple[Segment, ...], groups: int, device: torch.device) -> Table:
-    """Tables are small and never change; making one copies to the device."""
+    """Tables are small and never change; making one copies to the device.
+
+    Raises RuntimeError while a CUDA graph is recorded, which such a copy would spoil.
+    """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "networks of this shape: expected one call before a CUDA graph is recorded, got the first one inside. "
+            "Warm up: call the loss once on a side stream, as PyTorch's recipe for graphs does."
+        )
     return Table(segments, groups, device)
 
 

@@ -17,12 +17,12 @@ Reports = dict[tuple[str, str], dict[str, Any]]
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 
 COMPILED = (
-    *("step", "step-strainer", "step-stacked"),
+    *("step", "step-512", "step-strainer", "step-stacked"),
     *("row/*/half/32", "row/heads/*", "row/network_step/*", "row/small_fits/*"),
     *("lone/forward_inference", "lone/sincos", "lone/newton_schulz", "lone/weighted_heads", "lone/kfac", "lone/muon"),
 )
-"""Cases that are compiled for every test here: steps of one network, of many heads, of a stack, and the kernels whose
-tiles are largest beside the registers at each width. `make aot` compiles all."""
+"""Cases that are compiled for every test here: steps of one network, of waves, of many heads, of a stack, and the
+kernels whose tiles are largest beside the registers at each width. `make aot` compiles all."""
 
 COMPILED_TF32X3 = (
     *("step", "row/heads/*/64/*", "row/heads/*/128/*", "row/network_*/64", "row/small_fits/*"),

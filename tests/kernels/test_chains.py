@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from strainer_fast.kernels.layers import chains, launch_forward_chain, launch_gradient_chain
+from strainer_fast.kernels.chains import can_chain, launch_forward_chain, launch_gradient_chain
 from strainer_fast.kernels.segments import DTYPES
 from strainer_fast.kernels.tiles import Tiles
 from tests.kernels.guards import UNIT, Guards, relative
@@ -75,4 +75,4 @@ def test_what_does_not_fit_is_said() -> None:
         launch_forward_chain(x, (first_w, first_b), w, b, h, None, tiles=Tiles(32, 32, 16))
     with pytest.raises(ValueError, match="dz: expected 16 units and whole blocks of 128 rows"):
         launch_gradient_chain(h[1:], w, h[1:], tiles=Tiles(128, 16, 16))
-    assert not chains("forward", 1000, WIDTH, 1, "fp32")  # no whole blocks
+    assert not can_chain("forward", 1000, WIDTH, 1, "fp32")  # no whole blocks

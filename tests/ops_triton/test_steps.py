@@ -159,7 +159,7 @@ def test_a_network_that_is_not_finite_stays_where_it_was_and_its_neighbour_goes_
             p[0] = math.nan  # as after a step that was too long
     ours.look()
     ours.changed()
-    ours.previous.copy_(ours._move(finite, lambda i, view: None))
+    ours.previous.copy_(ours._flattened(list(finite)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the interpreter computes with numpy
         for _ in range(2):
@@ -284,9 +284,9 @@ def test_a_step_allocates_nothing_and_waits_for_nothing(
 
 
 def kernels() -> list[Any]:
-    from strainer_fast.kernels import heads, kfac, layers, muon, newton_schulz, on_chip, optim
+    from strainer_fast.kernels import chains, heads, kfac, layers, muon, newton_schulz, on_chip, optim
 
-    modules = (heads, kfac, layers, muon, newton_schulz, on_chip, optim)
+    modules = (chains, heads, kfac, layers, muon, newton_schulz, on_chip, optim)
     return [k for m in modules for name, k in vars(m).items() if name.endswith("_kernel")]
 
 

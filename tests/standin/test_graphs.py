@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import strainer_fast as sf
 from strainer_fast.benchmarks import gpu_parts
 from strainer_fast.benchmarks.cases import Case
 from strainer_fast.kernels.trig import launch_sincos
@@ -124,3 +125,18 @@ def test_a_step_of_autograd_in_a_graph_equals_float64() -> None:
     step = gpu_parts.pytorch(problem, "fp32", graph=True)
     for want in exact.losses.values():
         torch.testing.assert_close(step.step().double().cpu(), want.cpu(), rtol=1e-4, atol=0)
+
+
+def test_a_loss_that_was_never_called_says_so_inside_a_recording() -> None:
+    """Its tables would be copied to the device there; after one call outside it can be recorded."""
+    network = sf.Siren(2, 24, 3, 1).to("cuda")
+    points, values = torch.rand(20, 2, device="cuda"), torch.rand(20, 1, device="cuda")
+    with (
+        pytest.raises(RuntimeError, match="expected one call before a CUDA graph is recorded"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
+        network.loss(points, values)
+    network.loss(points, values)
+    with torch.cuda.graph(torch.cuda.CUDAGraph()), standin.counted() as counts:
+        network.loss(points, values)
+    assert counts.total("launches") == 0  # recorded, not done
