@@ -315,6 +315,13 @@ def stacked_step(precision: str) -> None:
     step(precision, Network(COORDINATES, (64, 64, 64, CHANNELS), (16,) * 4, (30.0,) * 3), 64 * 64)
 
 
+def rendering(precision: str, points: int = 2**20) -> None:
+    """Values of the paper's network at so many points: whole on chip where it fits, else by layers."""
+    network = Network(COORDINATES, (*[WIDTH] * LAYERS, CHANNELS), (1,) * (LAYERS + 1), (30.0,) * LAYERS, precision)
+    pipeline = Pipeline(network, points, [False] * (2 * len(network.widths)), device="meta", values_only=True)
+    pipeline.values(empty(points, COORDINATES), empty(1, points, CHANNELS))
+
+
 def copies(precision: str) -> None:
     """Rounded copies of the weights, once before a fit."""
     network = Network(COORDINATES, (WIDTH, WIDTH, CHANNELS), (1, 1, 1), (30.0, 30.0), precision)

@@ -12,7 +12,7 @@ from .tiles import Row, Tiles
 FEW_INPUTS = 4
 """Layers with at most this many inputs (coordinates) use no matrix unit: thin products are cheaper without."""
 
-BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
+BYTES = {"fp32": 4, "tf32x3": 4, "tf32": 4, "fp16": 2, "bf16": 2}
 """Size of an operand as it is stored."""
 
 KERNELS = (

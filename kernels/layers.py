@@ -368,11 +368,13 @@ def splits_for(rows: int, outputs: int, inputs: int, networks: int, precision: s
 
     `networks` are those of all layers that share a launch.
 
-    These saturate the second-level cache; each further share costs out x in x 4 bytes written and read again.
+    These saturate the second-level cache; each further share costs out x in x 4 bytes written and read again. In fp32
+    and tf32x3 products take longer than that: every processor gets a program.
     """
-    t = tiles_for("weight_gradient", precision, max(outputs, inputs))
+    t, processors = tiles_for("weight_gradient", precision, max(outputs, inputs)), current_chip().processors
+    busy = processors if precision in ("fp32", "tf32x3") else 2 * processors // 3
     programs = cdiv(outputs, t.outputs) * cdiv(inputs, t.inputs) * networks
-    return max(1, min(cdiv(rows, 4 * t.points), 2 * current_chip().processors // (3 * programs)))
+    return max(1, min(cdiv(rows, 4 * t.points), busy // programs))
 
 
 def leaves_idle(rows: int, columns: int, networks: int) -> bool:

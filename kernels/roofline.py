@@ -17,7 +17,7 @@ from functools import partial
 from torch import Tensor
 
 from .capture import Launch, capture
-from .cases import POINTS, step
+from .cases import CHANNELS, LAYERS, POINTS, WIDTH, rendering, step
 from .chip import CHIPS, Chip
 from .mm import PRECISIONS
 from .sine_linear import COSINE
@@ -82,7 +82,7 @@ class Work:
     def sines(self, count: float, both: bool, precision: str, chip: Chip) -> None:
         """Add so many sines, or sines with cosines."""
         which = "both" if both else "sine"
-        if precision == "fp32" or chip.target == "hip":
+        if precision in ("fp32", "tf32x3") or chip.target == "hip":
             self.slots += count * POLYNOMIAL_SLOTS[which]
         else:
             self.slots += count * SINE_SLOTS[which]
@@ -317,11 +317,14 @@ def time_of(launch: Launch, work: Work, chip: Chip, cache: Cache) -> Time:
     rounds = math.ceil(programs / chip.processors) * chip.processors / programs
     spread = min(1.0, programs / (SATURATES * chip.processors))
     precision = launch.constants.get("PRECISION", "fp32")
-    matrix = peaks.tf32 if precision == "tf32" else peaks.half
+    matrix = peaks.tf32 if precision in ("tf32", "tf32x3") else peaks.half
+    product, thin = work.product, work.thin
+    if precision == "tf32x3":  # three products for one; fp32 elsewhere than on NVIDIA
+        product, thin = (3 * product, thin) if chip.target == "cuda" else (0.0, thin + product)
     lanes = chip.processors * peaks.clock * 1e9
     terms = {
-        "matrix": rounds * work.product / (MATRIX_SHARE * matrix * 1e12),
-        "vector": rounds * (work.thin / (VECTOR_SHARE * peaks.fp32 * 1e12) + work.slots / (lanes * LANES)),
+        "matrix": rounds * product / (MATRIX_SHARE * matrix * 1e12),
+        "vector": rounds * (thin / (VECTOR_SHARE * peaks.fp32 * 1e12) + work.slots / (lanes * LANES)),
         "special": rounds * work.special / (lanes * SPECIAL_LANES),
         "memory": memory / (spread * MEMORY_SHARE * peaks.memory * 1e12),
         "L2": work.cache / (spread * peaks.l2 * 1e12),
@@ -364,11 +367,30 @@ def details(chip: Chip, precision: str, points: int = POINTS) -> str:
     return "\n".join(lines) + "\n"
 
 
+def rendering_summary(chips: list[Chip], precisions: list[str], points: int = 2**20) -> str:
+    """Milliseconds that rendering so many points takes, as a Markdown table."""
+    lines = [
+        f"Values at {points:,} points, {LAYERS} sine layers of {WIDTH}, {CHANNELS} channels:\n",
+        "| chip | precision | ms | launches | of which |",
+        "|---|---|---|---|---|",
+    ]
+    for chip in chips:
+        for precision in precisions:
+            with capture(chip) as launches:
+                rendering(precision, points)
+            times = step_times(launches, chip)
+            names = ", ".join(dict.fromkeys(t.name for t in times))
+            total = 1e3 * sum(t.total for t in times)
+            lines.append(f"| {chip.name} | {precision} | {total:.2f} | {len(times)} | {names} |")
+    return "\n".join(lines) + "\n"
+
+
 def assumptions(chips: list[Chip]) -> str:
     """What the numbers rest on."""
     lines = [
         "Model, not measurement: a launch takes as long as the slowest of matrix products "
-        f"({MATRIX_SHARE:.0%} of peak), vector instructions ({VECTOR_SHARE:.0%} of peak for multiply-adds, {LANES} "
+        f"({MATRIX_SHARE:.0%} of peak; one of tf32x3 is three of tf32, splitting its operands is not counted), vector "
+        f"instructions ({VECTOR_SHARE:.0%} of peak for multiply-adds, {LANES} "
         f"lanes a clock for the rest: {SINE_SLOTS['sine']} a sine, {SINE_SLOTS['both']} with its cosine, "
         f"{STORE_SLOTS} an element stored), sines of the special-function unit ({SPECIAL_LANES} lanes a clock), memory "
         f"({MEMORY_SHARE:.0%} of peak) and L2, plus {LAUNCH * 1e6:.1f} us under a CUDA graph. {L2_SHARE:.0%} of L2 "
@@ -391,10 +413,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--chip", nargs="+", choices=sorted(CHIPS), default=["sm_80", "sm_90"])
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp16", "tf32", "fp32"])
     parser.add_argument("--points", type=int, default=POINTS)
+    parser.add_argument("--render", action="store_true", help="rendering of 2^20 points instead of a step")
     options = parser.parse_args(arguments)
     chips = [CHIPS[name] for name in options.chip]
     try:
         print(assumptions(chips))
+        if options.render:
+            print(rendering_summary(chips, options.precision))
+            return 0
         print(summary(chips, options.precision, (options.points,)))
         for chip in chips:
             for precision in options.precision:

@@ -16,7 +16,11 @@ import torch
 from .checks import wrong
 from .chip import current_chip
 
-DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {
+    **dict.fromkeys(("fp32", "tf32x3", "tf32"), torch.float32),
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
 """What `copies` hold, by precision."""
 
 

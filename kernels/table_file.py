@@ -19,7 +19,8 @@ def same_place(a: Row, b: Row) -> bool:
 
 def literal(row: Row) -> str:
     """A row as it stands in tiles.py."""
-    names: dict[tuple[str, ...], str] = {("half",): "HALF", ("tf32",): "TF32", ("fp32",): "FP32"}
+    names = {tiles_module.HALF: "HALF", tiles_module.TF32: "TF32", tiles_module.TF32X3: "TF32X3",
+             tiles_module.FP32: "FP32", tiles_module.FLOAT32: "FLOAT32"}  # fmt: skip
     precisions = names.get(row.precisions) or "(" + ", ".join(f'"{p}"' for p in row.precisions) + ")"
     sizes = f"Tiles({', '.join(map(str, astuple(row.tiles)))})"
     width = "ANY" if row.width == ANY else str(row.width)

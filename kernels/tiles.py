@@ -26,7 +26,8 @@ class Row:
     few: bool = False  # for so few points that larger tiles would leave multiprocessors idle
 
 
-HALF, TF32, FP32 = ("half",), ("tf32",), ("fp32",)
+HALF, TF32, TF32X3, FP32 = ("half",), ("tf32",), ("tf32x3",), ("fp32",)
+FLOAT32 = ("tf32", "tf32x3", "fp32")  # operands as they are stored
 ANY = 1 << 20  # widths without a limit
 
 
@@ -119,23 +120,46 @@ TABLE: tuple[Row, ...] = (
     *_rows("small_fits", HALF, "hopper", (32, Tiles(64, 32, 32, 4, 1)), (64, Tiles(32, 64, 32, 4, 1))),
     *_rows("small_fits", TF32, NVIDIA, (32, Tiles(32, 32, 32, 4, 1)), (64, Tiles(16, 64, 32, 4, 1))),
     *_rows("small_fits", FP32, NVIDIA, (32, Tiles(32, 32, 32, 8, 1)), (64, Tiles(16, 64, 32, 8, 1))),
+    # tf32x3, which holds two operands for each of tf32's and takes its sums apart from those of the steps before
+    *_rows("forward", TF32X3, NVIDIA, *NARROW_FP32, (64, Tiles(64, 64, 32, 4, 3))),
+    *_rows("forward", TF32X3, "ampere ada", (ANY, Tiles(128, 64, 32, 8, 3))),
+    *_rows("forward", TF32X3, "hopper", (ANY, Tiles(128, 128, 32, 8, 3))),
+    *_few("forward", TF32X3, NVIDIA, Tiles(64, 64, 32, 4, 3)),
+    *_rows("forward_first", TF32X3, NVIDIA, *NARROW_FP32, (ANY, Tiles(64, 64, 32, 4, 3))),
+    *_rows("input_gradient", TF32X3, NVIDIA, (16, Tiles(64, 16, 16, 4, 2)), (32, Tiles(64, 32, 32, 4, 2)),
+           (64, Tiles(64, 32, 64, 4, 3)), (ANY, Tiles(64, 32, 128, 8, 3))),
+    *_few("input_gradient", TF32X3, NVIDIA, Tiles(64, 32, 64, 4, 3)),
+    *_rows("first_gradient", TF32X3, NVIDIA, (16, Tiles(64, 16, 16, 4, 2)), (32, Tiles(64, 32, 32, 4, 2)),
+           (64, Tiles(64, 32, 64, 4, 3)), (ANY, Tiles(64, 32, 128, 8, 3))),
+    *_rows("weight_gradient", TF32X3, NVIDIA, (16, Tiles(32, 16, 16, 4, 2)), (32, Tiles(32, 32, 32, 4, 2)),
+           (64, Tiles(32, 64, 64, 4, 3)), (ANY, Tiles(32, 128, 64, 8, 3))),
+    *_rows("heads", TF32X3, NVIDIA, (32, Tiles(32, 32, 32, 4, 1)), (64, Tiles(16, 32, 64, 4, 1))),
+    *_rows("heads", TF32X3, "ampere ada", (128, Tiles(16, 16, 128, 8, 1))),
+    *_rows("heads", TF32X3, "hopper", (128, Tiles(16, 32, 128, 8, 1))),
+    *_rows("network_forward", TF32X3, "ampere ada", (32, Tiles(64, 32, 32, 4, 1)), (64, Tiles(32, 64, 64, 4, 1))),
+    *_rows("network_forward", TF32X3, "hopper", (32, Tiles(64, 32, 32, 4, 1)), (64, Tiles(64, 64, 64, 4, 1)),
+           (128, Tiles(64, 128, 128, 8, 1))),
+    *_rows("network_step", TF32X3, "ampere ada", (32, Tiles(16, 32, 32, 4, 1))),
+    *_rows("network_step", TF32X3, "hopper", (32, Tiles(32, 32, 32, 8, 1))),
+    *_rows("network_step", TF32X3, NVIDIA, (64, Tiles(16, 64, 32, 8, 1))),
+    *_rows("small_fits", TF32X3, NVIDIA, (32, Tiles(16, 32, 32, 4, 1)), (64, Tiles(16, 64, 32, 8, 1))),
     # AMD: fewer stages, 64 KiB of shared memory
     *_rows("forward", HALF, "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(128, 128, 32, 8, 2))),
     *_rows("forward_first", HALF, "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(128, 128, 32, 8, 2))),
-    *_rows("forward_first", ("tf32", "fp32"), "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(64, 64, 32, 4, 2))),
+    *_rows("forward_first", FLOAT32, "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(64, 64, 32, 4, 2))),
     *_rows("input_gradient", HALF, "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(128, 32, 128, 8, 2))),
     *_rows("first_gradient", HALF, "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(128, 32, 128, 8, 2))),
-    *_rows("first_gradient", ("tf32", "fp32"), "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(64, 32, 64, 4, 2))),
+    *_rows("first_gradient", FLOAT32, "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(64, 32, 64, 4, 2))),
     *_rows("weight_gradient", HALF, "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(64, 128, 128, 8, 2))),
-    *_rows("forward", ("tf32", "fp32"), "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(64, 64, 32, 4, 2))),
-    *_rows("input_gradient", ("tf32", "fp32"), "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(64, 32, 64, 4, 2))),
-    *_rows("weight_gradient", ("tf32", "fp32"), "hip", (32, Tiles(32, 32, 32, 4, 2)), (ANY, Tiles(32, 64, 64, 4, 2))),
+    *_rows("forward", FLOAT32, "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(64, 64, 32, 4, 2))),
+    *_rows("input_gradient", FLOAT32, "hip", (32, Tiles(64, 32, 32, 4, 2)), (ANY, Tiles(64, 32, 64, 4, 2))),
+    *_rows("weight_gradient", FLOAT32, "hip", (32, Tiles(32, 32, 32, 4, 2)), (ANY, Tiles(32, 64, 64, 4, 2))),
     # The interpreter pays per operation, not per number.
-    *(Row(kernel, "interpreter", ("half", "tf32", "fp32"), width, tiles)
+    *(Row(kernel, "interpreter", ("half", *FLOAT32), width, tiles)
       for kernel in ("forward", "forward_first", "input_gradient", "first_gradient", "weight_gradient")
       for width, tiles in ((16, Tiles(1024, 16, 16)), (64, Tiles(1024, 64, 64)), (ANY, Tiles(1024, 256, 256)))),
-    *_rows("heads", ("half", "tf32", "fp32"), "interpreter", (512, Tiles(1024, 32, 512))),
-    *_rows("network_forward", ("half", "tf32", "fp32"), "interpreter", (256, Tiles(1024, 256, 256))),
-    *_rows("network_step", ("half", "tf32", "fp32"), "interpreter", (128, Tiles(1024, 128, 128))),
-    *_rows("small_fits", ("half", "tf32", "fp32"), "interpreter", (64, Tiles(1024, 64, 64))),
+    *_rows("heads", ("half", *FLOAT32), "interpreter", (512, Tiles(1024, 32, 512))),
+    *_rows("network_forward", ("half", *FLOAT32), "interpreter", (256, Tiles(1024, 256, 256))),
+    *_rows("network_step", ("half", *FLOAT32), "interpreter", (128, Tiles(1024, 128, 128))),
+    *_rows("small_fits", ("half", *FLOAT32), "interpreter", (64, Tiles(1024, 64, 64))),
 )  # fmt: skip

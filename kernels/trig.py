@@ -3,7 +3,7 @@
 omega = 30 makes arguments of tens to hundreds of radians, where a bare hardware sine is wrong in the fifth digit and
 the compiler's precise one takes a divergent slow path. Here the argument is first reduced by Cody and Waite's method:
 
-- to [-pi/2, pi/2] and then two short polynomials: in fp32, on AMD. Error at most 2e-7 for |x| <= 1e4.
+- to [-pi/2, pi/2] and then two short polynomials: in fp32 and tf32x3, on AMD. Error at most 2e-7 for |x| <= 1e4.
 - to [-pi, pi] and then the special-function unit, half the instructions: with tf32, fp16 and bf16 on NVIDIA. Error at
   most 1e-6, far below the rounding of the operands. Under the interpreter Triton's own sine stands for the unit.
 
@@ -81,7 +81,7 @@ def _special_function_unit(x, TARGET: tl.constexpr):
 @triton.jit
 def sincos(x, PRECISION: tl.constexpr, TARGET: tl.constexpr):
     """sin(x) and cos(x) of a float32 tile of any shape, in radians; what is not used costs nothing."""
-    if PRECISION == "fp32" or TARGET == "hip":
+    if PRECISION == "fp32" or PRECISION == "tf32x3" or TARGET == "hip":
         sine, cosine = _polynomial(x)
     else:
         sine, cosine = _special_function_unit(x, TARGET)

@@ -182,14 +182,14 @@ def wanted_rows(
 
 
 def costs(rows: Sequence[Row], chip: Chip) -> dict[Row, list[float]]:
-    """Modelled seconds that steps spend on each row: of an fp16 step of 178x178, of a stack, then in tf32 and fp32."""
+    """Modelled seconds that steps spend on each row: of an fp16 step of 178x178, of a stack, then in the others."""
     # Launches carry their number of stages, which the model does not look at: here it is the number of the row.
     first = 1000
     marked = [replace(r, tiles=replace(r.tiles, stages=first + i)) for i, r in enumerate(rows)]
     spent: dict[Row, list[float]] = {row: [] for row in rows}
     steps: list[Callable[[str], None]] = [partial(step, points=POINTS), stacked_step]
     known = chip if chip.name in CHIPS else nearest(chip)
-    for precision in ("fp16", "tf32", "fp32"):
+    for precision in ("fp16", "tf32", "tf32x3", "fp32"):
         for run in steps:
             with table(marked), capture(known) as launches:
                 run(precision)

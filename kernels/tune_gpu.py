@@ -30,7 +30,7 @@ COMPILE_LIMIT = 120.0
 SPREAD = 0.125
 """Standard deviation of the numbers that kernels are measured with: no half precision overflows over five layers."""
 
-UNIT = {"tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8}
+UNIT = {"tf32x3": 2.0**-21, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8}
 """What rounding an operand costs at most; 2^-24 in other precisions."""
 
 STICKY = ("illegal", "misaligned", "launch failure", "device-side assert")

@@ -82,7 +82,7 @@ def rendering(run: Run) -> None:
     items += [({"what": "values", "precision": p}, partial(values, p)) for p in precisions]
     items.append(({"what": "render"}, image))
     if "precision" in signature(render).parameters:
-        items += [({"what": "render", "precision": p}, partial(image, precision=p)) for p in precisions[1:]]
+        items += [({"what": "render", "precision": p}, partial(image, precision=p)) for p in precisions]
     run.log.each(items)
 
 

@@ -69,9 +69,10 @@ class Recipe:
         guard_db: of fits: roll a network back to its best weights, once and with half the learning rate, when its PSNR
             at a look falls this many dB below its best or its loss is not finite; the second time it stops there
             ("diverged"). None: no roll-back, a fit whose loss is not finite stops at its last finite weights.
-        precision: what operands of products are rounded to, sums being float32: "fp32", or on a GPU "tf32", "fp16",
-            "bf16"; "auto" is fp16 with the Triton kernels on a GPU where steps see all points: as good until its
-            rounding shows (gradients are scaled inside), and fp32 elsewhere.
+        precision: what operands of products are rounded to, sums being float32: "fp32", or on a GPU "tf32x3" (three
+            products of tf32 for one: float32 but for 2^-21), "tf32", "fp16", "bf16"; "auto" is fp16 with the
+            Triton kernels on a GPU where steps see all points: as good until its rounding shows (gradients are scaled
+            inside), and fp32 elsewhere.
         check_every: steps between two looks at the loss; a fit can only stop at one of them.
         seed: of pre-training's initial weights. A fit draws a signal's from the seed and the signal's values, so they
             depend neither on its company nor on its place.

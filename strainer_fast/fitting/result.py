@@ -14,7 +14,7 @@ from torch import Tensor
 
 from strainer_fast._checks import check_count
 from strainer_fast._files import Shapes, read_tensors, write_tensors
-from strainer_fast.fitting.record import Curve
+from strainer_fast.fitting.record import EXACT, Curve
 from strainer_fast.fitting.rendering import render, render_to
 from strainer_fast.models import Architecture, Siren
 from strainer_fast.models.encoder import MAX_CHANNELS, MAX_COORDINATES
@@ -108,7 +108,7 @@ class FitResult:
         window: Sequence[tuple[float, float]] | None = None,
         indices: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
-        precision: str = "fp32",
+        precision: str = "auto",
     ) -> list[Tensor]:
         """Evaluate the networks on regular grids of any resolution.
 
@@ -117,7 +117,8 @@ class FitResult:
                 signal's own.
             window: (low, high) per axis in [-1, 1], y first: the part of the square to show; None is all of it.
             indices: which signals; None is all.
-            precision: of products; see `strainer_fast.render`.
+            precision: of products; see `strainer_fast.render`. A signal that stopped as "exact" is drawn in fp32 where
+                nothing else is asked for: tf32x3 might round a value on the edge between two levels to the other one.
 
         Returns:
             One tensor [*size, C] per signal, not clamped.
@@ -125,7 +126,7 @@ class FitResult:
         chosen = range(len(self)) if indices is None else indices
         sizes = [self.signals[i].shape if size is None else size for i in chosen]
         return [
-            render(self.module(i).to(device), own, window, precision=precision)
+            render(self.module(i).to(device), own, window, precision=self._precision(i, precision))
             for i, own in zip(chosen, sizes, strict=True)
         ]
 
@@ -137,7 +138,7 @@ class FitResult:
         *,
         window: Sequence[tuple[float, float]] | None = None,
         device: torch.device | str = "cpu",
-        precision: str = "fp32",
+        precision: str = "auto",
     ) -> Path:
         """Evaluate one network into a .png or .npy file, in memory that does not grow with the size.
 
@@ -145,8 +146,12 @@ class FitResult:
         """
         signal = self.signals[index]
         bits = 16 if signal.value_range[1] > 255 else 8
-        network = self.module(index).to(device)
+        network, precision = self.module(index).to(device), self._precision(index, precision)
         return render_to(network, path, signal.shape if size is None else size, window, bits=bits, precision=precision)
+
+    def _precision(self, index: int, asked: str) -> str:
+        """Of rendering a signal: the one in which its values were found right, if they were."""
+        return "fp32" if asked == "auto" and self.signals[index].stop_reason == EXACT else asked
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file, whole or not at all."""

@@ -97,7 +97,8 @@ class SineLinear(_Layer):
         is_first: use the first layer's initialisation, U(+-1/in), instead of U(+-sqrt(6/in)/omega).
         device, dtype: of the parameters.
         implementation: "triton" (kernels for a GPU), "torch" (plain PyTorch) or "auto": triton where it can run.
-        precision: what the Triton kernels may round operands of products to: "fp32", "tf32", "fp16" or "bf16".
+        precision: what the Triton kernels may round operands of products to: "fp32", "tf32x3" (three products of tf32
+            for one, right to 2^-21), "tf32", "fp16" or "bf16".
 
     Shapes: x [..., in] -> [..., out]. Values in [-1, 1].
 

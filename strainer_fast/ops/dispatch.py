@@ -16,8 +16,9 @@ from strainer_fast.kernels import cpu
 IMPLEMENTATIONS = ("triton", "native", "tiled", "torch")
 """What this version can run: kernels for a GPU, then for a CPU, fastest first."""
 
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
-"""What operands of products are rounded to; sums and the sine's argument are float32 always."""
+PRECISIONS = ("fp32", "tf32x3", "tf32", "fp16", "bf16")
+"""What operands of products are rounded to; sums and the sine's argument are float32 always. tf32x3 makes each product
+of three on the matrix unit, right to 2^-21 of its operands."""
 
 MINIMUM_TRITON = (3, 2)
 MINIMUM_CAPABILITY = (8, 0)
@@ -73,15 +74,26 @@ def choose(
     return Choice("tiled", f"one pass over tiles of points in PyTorch's calls; {why}")
 
 
-def resolve_precision(precision: str, implementation: str, device: torch.device, *, can_skip: bool = True) -> str:
-    """A recipe's precision as a name of PRECISIONS: "auto" is fp16 where the Triton kernels run on a GPU, else fp32.
+def resolve_precision(
+    precision: str, implementation: str, device: torch.device, *, can_skip: bool = True, exact: bool = False
+) -> str:
+    """A precision as a name of PRECISIONS: "auto" is fp16 where the Triton kernels run on a GPU, else fp32.
 
-    `can_skip` says whether steps whose gradients overflow are skipped, as those on all points are; without, "auto" is
-    fp32.
+    Args:
+        precision, implementation, device: what was asked for, what runs, and where.
+        can_skip: whether steps whose gradients overflow are skipped, as those on all points are; without, "auto" is
+            fp32.
+        exact: whether results must be float32's for practical purposes, as those of rendering: "auto" is then tf32x3 on
+            a GPU.
+
     Raises InputError as `check_precision`.
     """
     if precision == "auto":
-        return "fp16" if implementation == "triton" and device.type == "cuda" and can_skip else "fp32"
+        if implementation != "triton" or device.type != "cuda":
+            return "fp32"
+        if exact:
+            return "tf32x3"
+        return "fp16" if can_skip else "fp32"
     check_precision(precision, implementation)
     return precision
 

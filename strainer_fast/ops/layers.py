@@ -17,11 +17,10 @@ from torch.autograd import forward_ad
 
 from strainer_fast import reference
 from strainer_fast._checks import bad_input, check_choice, check_real
-from strainer_fast.ops.dispatch import choose
+from strainer_fast.ops.dispatch import PRECISIONS, choose
 from strainer_fast.ops.layer_autograd import linear, sine
 
 LAYER_IMPLEMENTATIONS = ("auto", "triton", "torch")
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 HALVES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
@@ -41,8 +40,9 @@ def sine_linear(
         omega: radians per unit; a number, or a tensor of one element, which may require a gradient.
         implementation: "triton" (float32, on a GPU), "torch" (plain PyTorch) or "auto": triton where it can run.
         precision: what the Triton kernels may round operands of products to, forward and backward: "fp32" (not at
-            all), "tf32", "fp16" (gradients too: scale the loss) or "bf16". Layers of at most 4 inputs, sums and the
-            sine's argument stay float32. Plain PyTorch rounds nothing.
+            all), "tf32x3" (nor here, but a product is three of tf32: to 2^-21), "tf32", "fp16" (gradients too: scale
+            the loss) or "bf16". Layers of at most 4 inputs, sums and the sine's argument stay float32. Plain PyTorch
+            rounds nothing.
 
     Returned in the wider dtype of x and weight.
 

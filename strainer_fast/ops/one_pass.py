@@ -42,8 +42,9 @@ def siren_mse(
         implementation: "triton" (GPU), "native" (C++, float32), "tiled" (PyTorch's calls), "torch" (plain autograd) or
             "auto".
         precision: what operands of products are rounded to, sums being float32: "fp32", or with the Triton kernels
-            "tf32", "fp16" or "bf16". The sine's argument is float32 always, gradients are scaled inside so that they
-            do not vanish in half precision, and come out as float32.
+            "tf32x3" (three products of tf32 for one, right to 2^-21), "tf32", "fp16" or "bf16". The sine's argument
+            is float32 always, gradients are scaled inside so that they do not vanish in half precision, and come out as
+            float32.
         tile: points at once; None chooses it.
 
     Raises:

@@ -14,6 +14,8 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 Reports = dict[tuple[str, str], dict[str, Any]]
 """Precision and case to what `kernels.aot --json` says."""
 
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+
 COMPILED = (
     *("step", "step-512", "step-strainer", "step-stacked"),
     *("row/*/half/32", "row/heads/*", "row/network_step/*", "row/small_fits/*"),
@@ -21,6 +23,12 @@ COMPILED = (
 )
 """Cases that are compiled for every test here: steps of one network, of waves, of many heads, of a stack, and the
 kernels whose tiles are largest beside the registers at each width. `make aot` compiles all."""
+
+COMPILED_TF32X3 = (
+    *("step", "row/heads/*/64/*", "row/heads/*/128/*", "row/network_*/64", "row/small_fits/*"),
+    *("lone/forward_inference", "lone/sincos"),
+)
+"""Of tf32x3, which differs from tf32 in its products and from fp32 in nothing else."""
 
 
 def python(*arguments: str, interpret: bool = False, cache: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -34,9 +42,12 @@ def python(*arguments: str, interpret: bool = False, cache: Path | None = None) 
 
 
 def _compile(chip: str) -> Reports:
-    done = python("-m", "strainer_fast.kernels.aot", "--chip", chip, "--json", "--only", *COMPILED)
-    assert done.stdout, done.stderr
-    found = json.loads(done.stdout)
+    found = []
+    for precisions, cases in ((PRECISIONS, COMPILED), (("tf32x3",), COMPILED_TF32X3)):
+        chosen = ("--chip", chip, "--precision", *precisions, "--only", *cases)
+        done = python("-m", "strainer_fast.kernels.aot", "--json", *chosen)
+        assert done.stdout, done.stderr
+        found += json.loads(done.stdout)
     reports: Reports = {}
     for kernel in found:
         for case in kernel["cases"]:

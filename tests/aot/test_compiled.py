@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import triton
 
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+PRECISIONS = ("fp32", "tf32x3", "tf32", "fp16", "bf16")
 CHIPS = ("sm_80", "sm_90")
 PRODUCTS = (
     "step/forward",
@@ -32,7 +32,10 @@ CHAINS = {
     "step/forward-first": "step/forward_chain-first",
     "step/input_gradient": "step/gradient_chain",
 }
-INSTEAD = {("sm_80", "tf32", "step/heads"): "step/residual"} | {
+INSTEAD = {
+    (chip, precision, "step/heads"): "step/residual"
+    for chip, precision in (("sm_80", "tf32"), ("sm_80", "tf32x3"), ("sm_90", "tf32x3"))
+} | {
     (chip, precision, case): chain for chip in CHIPS for precision in ("fp16", "bf16") for case, chain in CHAINS.items()
 }
 """Where 256 units and their gradients do not fit the registers, heads go by residuals and the layers' products; where
@@ -96,7 +99,7 @@ def test_no_slow_path_and_no_local_memory(chip: str, precision: str, reports: Re
 
 
 @every_chip
-@pytest.mark.parametrize("precision", ["tf32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", PRECISIONS[1:])
 @every_product
 def test_products_use_the_matrix_unit(chip: str, precision: str, case: str, reports: Reports) -> None:
     counts = report_of(reports, chip, precision, case)["counts"]
@@ -127,12 +130,12 @@ def test_sines(chip: str, precision: str, case: str, reports: Reports) -> None:
 
     A tile's result is computed once, in the epilogue, by straight-line code: elements / threads sines, and as many
     cosines where the cosine is kept. An operand computed from coordinates stands once in the loop over its tiles.
-    In fp32 sines are polynomials.
+    In fp32 and tf32x3 sines are polynomials.
     """
     kernel = kernel_of(reports, chip, precision, case)
     report = report_of(reports, chip, precision, case)
     found = report["counts"].get("MUFU.SIN", 0) + report["counts"].get("MUFU.COS", 0)
-    if precision == "fp32":
+    if precision in ("fp32", "tf32x3"):
         assert found == 0
         return
     has, threads = kernel["constants"], 32 * report["warps"]
@@ -150,7 +153,7 @@ def test_sines(chip: str, precision: str, case: str, reports: Reports) -> None:
 
 
 @every_chip
-@pytest.mark.parametrize("precision", ["tf32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", PRECISIONS[1:])
 @pytest.mark.parametrize("case", [p for p in PRODUCTS if p != "step/heads"])  # read once, kept for three products
 def test_operands_are_copied_asynchronously(chip: str, precision: str, case: str, reports: Reports) -> None:
     """cp.async ... 0x10: 16 bytes at once, past the registers."""
@@ -159,7 +162,7 @@ def test_operands_are_copied_asynchronously(chip: str, precision: str, case: str
 
 
 @every_chip
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32x3", "tf32", "fp16"])
 @pytest.mark.parametrize("width", [32, 64])
 def test_whole_small_fits(chip: str, precision: str, width: int, reports: Reports) -> None:
     """As many warps as the launcher counts on run at a time; nothing in local memory, sines without the slow path."""
@@ -171,4 +174,4 @@ def test_whole_small_fits(chip: str, precision: str, width: int, reports: Report
     assert (report["spilled"], report["stack"], report["slow_paths"]) == (0, 0, [])
     assert "LDL" not in report["counts"] and "STL" not in report["counts"]
     assert (report["matrix"] > 0) == (precision != "fp32")
-    assert (report["counts"].get("MUFU.SIN", 0) > 0) == (precision != "fp32")
+    assert (report["counts"].get("MUFU.SIN", 0) > 0) == (precision not in ("fp32", "tf32x3"))

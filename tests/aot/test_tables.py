@@ -38,6 +38,15 @@ print("ok")
     assert done.stdout == "ok\n", done.stderr
 
 
+def test_rendering_is_modelled(run_python) -> None:
+    done = run_python("-m", "strainer_fast.kernels.roofline", "--chip", "sm_90", "--render",
+                      "--precision", "fp32", "tf32x3", "fp16")  # fmt: skip
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| sm_90 |")]
+    found = {cells[1]: (float(cells[2]), cells[4]) for cells in rows if len(cells) == 5}
+    assert found["fp16"][1] == "network_forward-from-coordinates", done.stderr
+    assert found["fp16"][0] < found["tf32x3"][0] < 0.5 * found["fp32"][0]
+
+
 def test_the_model_adds_up(run_python) -> None:
     code = """
 from strainer_fast.kernels.chip import CHIPS
@@ -55,6 +64,13 @@ by_layers = [t.name for t in work["tf32"] if t.terms["matrix"] and t.name != "he
 assert [by_layers.count(n) for n in ("forward", "input_gradient", "weight_gradient")] == [4, 3, 1], by_layers
 assert sum(t.total for t in work["fp16"]) <= 200e-6  # modelled: what the step was written for
 assert all(t.total == max(t.terms.values()) + LAUNCH for t in work["fp16"])
+# tf32x3 is three times the products of tf32, on equal tiles, and polynomials for its sines.
+work |= {p: step_times(launches_of(chip, p, 178 * 178), chip) for p in ("tf32x3", "fp32")}
+forward = {p: next(t.terms for t in work[p] if t.name == "forward") for p in ("tf32x3", "tf32")}
+assert forward["tf32x3"]["matrix"] == 3 * forward["tf32"]["matrix"]
+assert forward["tf32x3"]["special"] == 0 < forward["tf32"]["special"]
+total = {p: sum(t.total for t in times) for p, times in work.items()}
+assert total["tf32"] < total["tf32x3"] < 0.5 * total["fp32"], total
 # Half the bytes and twice the matrix unit's speed.
 assert sum(t.total for t in work["fp16"]) < 0.7 * sum(t.total for t in work["tf32"])
 print("ok")

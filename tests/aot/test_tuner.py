@@ -169,7 +169,7 @@ def test_filters() -> None:
     assert {w for *_, w in wanted(widths=[32])} == {32}
     assert {w for *_, w in wanted(widths=[256])} == {256, tiles_module.ANY}
     assert wanted(kernels=["forward"], precisions=["fp32"], widths=[128]) == set()
-    assert everything == wanted(precisions=["fp16", "tf32", "fp32"])
+    assert everything == wanted(precisions=["fp16", "tf32", "tf32x3", "fp32"])
 
 
 def test_the_dearest_rows_of_the_half_precision_step_come_first() -> None:

@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 import strainer_fast as sf
 from strainer_fast._png import write_png
-from strainer_fast.fitting import rendering
+from strainer_fast.fitting import rendering, result
 
 
 @pytest.fixture
@@ -130,3 +131,24 @@ def test_a_precision_that_only_a_gpu_has_is_refused_before_any_work(network: sf.
     with pytest.raises(sf.InputError, match="precision: expected one of"):
         sf.render(network, 8, precision="half")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_that_came_back_exactly_is_drawn_in_fp32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing else is asked for: in the precision in which its values were found right."""
+    image = torch.rand(5, 6, 3)
+    fitted = sf.fit([image, image.flip(0)], "siren", sf.recipe("paper", steps=1), device="cpu")
+    signals = [
+        replace(signal, stop_reason=reason) for signal, reason in zip(fitted.signals, ("exact", "budget"), strict=True)
+    ]
+    fitted, asked = replace(fitted, signals=tuple(signals)), []
+
+    def record(*arguments: object, precision: str, **_: object) -> None:
+        asked.append(precision)
+
+    for name in ("render", "render_to"):
+        monkeypatch.setattr(result, name, record)
+    fitted.render()
+    fitted.render(precision="fp16")
+    fitted.render_to(tmp_path / "a.png", 0)
+    fitted.render_to(tmp_path / "b.png", 1)
+    assert asked == ["fp32", "auto", "fp16", "fp16", "fp32", "auto"]

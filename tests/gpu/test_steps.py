@@ -107,7 +107,7 @@ def one_pass() -> tuple[Tensor, Tensor, list[Tensor]]:
     return sf.signals.grid((60, 50)).cuda(), torch.rand(3000, 3).cuda(), parameters
 
 
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32x3", "tf32", "fp16", "bf16"])
 def test_one_pass_gradients_repeat_and_record(precision: str) -> None:
     """The same bits every time, also from a CUDA graph that its user records."""
     points, values, parameters = one_pass()

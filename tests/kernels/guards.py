@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-UNIT = {"fp32": 2.0**-24, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8}
-"""Half the distance between neighbouring numbers near 1: what rounding an operand costs at most."""
+UNIT = {"fp32": 2.0**-24, "tf32x3": 2.0**-21, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8}
+"""Half the distance between neighbouring numbers near 1: what rounding an operand costs at most; of tf32x3 what a
+product loses, see mm.py."""
 
 
 class Guards:

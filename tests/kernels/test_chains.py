@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from strainer_fast.kernels.chains import can_chain, launch_forward_chain, launch_gradient_chain
+from strainer_fast.kernels.segments import DTYPES
 from strainer_fast.kernels.tiles import Tiles
 from tests.kernels.guards import UNIT, Guards, relative
 
@@ -14,7 +15,6 @@ pytestmark = pytest.mark.usefixtures("on_device")
 
 TILES = Tiles(32, 16, 16, 4, 2)
 WIDTH, LAYERS, ROWS, POINTS = 16, 3, 64, 50
-OPERAND = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def weights(networks: int, precision: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -24,19 +24,19 @@ def weights(networks: int, precision: str) -> tuple[Tensor, Tensor, Tensor, Tens
     return (
         3 * torch.randn(networks, WIDTH, 2),
         torch.randn(networks, WIDTH),
-        w.to(OPERAND[precision]),
+        w.to(DTYPES[precision]),
         torch.randn(LAYERS, networks, WIDTH),
     )
 
 
 @pytest.mark.parametrize(
-    ("precision", "networks", "keeps"), [*((p, 3, True) for p in OPERAND), ("fp16", 1, True), ("fp16", 3, False)]
+    ("precision", "networks", "keeps"), [*((p, 3, True) for p in DTYPES), ("fp16", 1, True), ("fp16", 3, False)]
 )
 def test_forward(precision: str, networks: int, keeps: bool) -> None:
     first_w, first_b, w, b = weights(networks, precision)
     x, guards = torch.rand(POINTS, 2) * 2 - 1, Guards()
-    h = guards(LAYERS + 1, networks, ROWS, WIDTH, dtype=OPERAND[precision])
-    c = guards(LAYERS, networks, ROWS, WIDTH, dtype=OPERAND[precision]) if keeps else None
+    h = guards(LAYERS + 1, networks, ROWS, WIDTH, dtype=DTYPES[precision])
+    c = guards(LAYERS, networks, ROWS, WIDTH, dtype=DTYPES[precision]) if keeps else None
     launch_forward_chain(x, (first_w, first_b), w, b, h, c, precision=precision, tiles=TILES)
     guards.check()
     padded = torch.cat([x, torch.zeros(ROWS - POINTS, 2)]).double()
@@ -49,16 +49,16 @@ def test_forward(precision: str, networks: int, keeps: bool) -> None:
         assert c is None or relative(c[i], z.cos()) <= bound
 
 
-@pytest.mark.parametrize("precision", list(OPERAND))
+@pytest.mark.parametrize("precision", list(DTYPES))
 @pytest.mark.parametrize("networks", [1, 3])
 def test_backward(precision: str, networks: int) -> None:
     *_, w, _ = weights(networks, precision)
     if precision == "tf32":  # stored the other way round, as the matrix unit reads them
         w = w.mT.contiguous().mT
     guards = Guards()
-    dz = guards(LAYERS, networks, ROWS, WIDTH, dtype=OPERAND[precision])
-    c = (torch.rand(LAYERS, networks, ROWS, WIDTH) * 2 - 1).to(OPERAND[precision])
-    last = torch.randn(networks, ROWS, WIDTH).to(OPERAND[precision])
+    dz = guards(LAYERS, networks, ROWS, WIDTH, dtype=DTYPES[precision])
+    c = (torch.rand(LAYERS, networks, ROWS, WIDTH) * 2 - 1).to(DTYPES[precision])
+    last = torch.randn(networks, ROWS, WIDTH).to(DTYPES[precision])
     dz[-1] = last
     launch_gradient_chain(dz, w, c, precision=precision, tiles=TILES)
     guards.check()

@@ -7,10 +7,9 @@ from torch import Tensor
 from strainer_fast.kernels import heads as k
 from strainer_fast.kernels.layers import launch_input_gradient, launch_weight_gradient
 from strainer_fast.kernels.mm import PRECISIONS
+from strainer_fast.kernels.segments import DTYPES
 from strainer_fast.kernels.tiles import Tiles
 from tests.kernels.guards import UNIT, Guards, relative
-
-OPERAND = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 pytestmark = pytest.mark.usefixtures("on_device")
 
@@ -49,7 +48,7 @@ def run(
     given: dict[str, Tensor], weights: Tensor | None, precision: str, splits: int, tiles: Tiles | None = None
 ) -> dict[str, Tensor]:
     guards = Guards()
-    dtype = OPERAND[precision]
+    dtype = DTYPES[precision]
     h, cosine, w = (given[n].to(dtype) for n in ("h", "cosine", "w"))
     networks, rows, width = h.shape
     columns = w.shape[1]
@@ -122,7 +121,7 @@ def test_add_joins_two_waves() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_many_columns_go_through_residuals(precision: str) -> None:
     given = problem(1, 50, 100, 90, 64, 1)
-    want, guards, dtype = truth(given, None), Guards(), OPERAND[precision]
+    want, guards, dtype = truth(given, None), Guards(), DTYPES[precision]
     h, cosine, w = (given[n].to(dtype) for n in ("h", "cosine", "w"))
     g = guards(1, 100, 64, dtype=dtype)
     sums = guards(k.heads_splits(100, 1, 50, 64, precision, fused=False), 1, 50)

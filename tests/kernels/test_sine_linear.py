@@ -14,9 +14,9 @@ from strainer_fast.kernels.layers import (
 )
 from strainer_fast.kernels.mm import PRECISIONS
 from strainer_fast.kernels.tiles import Tiles
+from tests.kernels.guards import UNIT
 
 BIG = Tiles(128, 64, 64)  # the interpreter pays per operation, not per number
-UNIT = {"fp32": 2.0**-24, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8}
 
 pytestmark = pytest.mark.usefixtures("on_device")
 
@@ -112,6 +112,27 @@ def test_a_rounded_precision_is_less_exact() -> None:
     exact = truth(x, w, b, dy, 10.0)["z"]
     errors = [float((run(x, w, b, dy, 10.0, p, BIG, 1)["z"] - exact).norm()) for p in ("fp32", "tf32", "bf16")]
     assert 100 * errors[0] < errors[1] < errors[2]
+
+
+def test_three_products_leave_out_the_smallest() -> None:
+    """Of (1 + d)^2 with d below tf32's last bit: 1 + 2 d is there, d^2 is not, which float32 would see."""
+    d = 0.4375 * 2.0**-10  # a few bits, so that both parts are exact
+    x, w, y = torch.zeros(1, 16, 16), torch.zeros(1, 16, 16), torch.zeros(1, 16, 16)
+    x[0, 0, 0] = w[0, 0, 0] = 1 + d
+    for precision, want in (("fp32", (1 + d) ** 2), ("tf32x3", 1 + 2 * d), ("tf32", 1.0)):
+        launch_forward(x, w, None, y, omega=1.0, sine=False, precision=precision, tiles=Tiles(16, 16, 16))
+        assert abs(float(y[0, 0, 0]) - want) <= 2.0**-24, precision
+
+
+@pytest.mark.parametrize("inputs", [16, 1000])
+def test_three_products_are_right_to_their_bound(inputs: int) -> None:
+    """Element by element: 2^-21 of the sum of |x| |w|, and some units of float32 for sums, whose rounding averages."""
+    torch.manual_seed(0)
+    x, w = torch.randn(1, 64, inputs), torch.randn(1, 32, inputs)
+    y = torch.empty(1, 64, 32)
+    launch_forward(x, w, None, y, omega=1.0, sine=False, precision="tf32x3", tiles=Tiles(64, 32, 64))
+    size = x.double().abs() @ w.double().abs().mT
+    assert bool(((y - x.double() @ w.double().mT).abs() <= (2.0**-21 + 4 * 2.0**-24) * size).all())
 
 
 def test_strides_and_no_bias() -> None:

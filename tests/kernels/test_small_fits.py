@@ -169,7 +169,8 @@ def test_other_precisions_stay_near(precision: str) -> None:
     rates = torch.full((6,), 1e-4)
     fits = run(x, values, omegas, layout, fresh(flat, 6, False), rates, precision=precision)
     losses, _ = expected(x, values, omegas, layout, flat, rates)
-    torch.testing.assert_close(fits.mse.double(), losses, rtol=8 * UNIT[precision], atol=0)
+    bound = max(8 * UNIT[precision], 1e-5)  # at least that of fp32
+    torch.testing.assert_close(fits.mse.double(), losses, rtol=bound, atol=0)
     assert fits.skipped.tolist() == [0, 0]
     moved = (fits.parameters != flat)[:, : layout.parameters]
     assert bool(moved.all())

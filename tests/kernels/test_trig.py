@@ -51,7 +51,7 @@ def test_identities(device: str) -> None:
     torch.testing.assert_close(sine**2 + cosine**2, torch.ones_like(x), rtol=0, atol=3 * ERROR)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32x3", "tf32"])
 def test_nan_and_infinity_give_nan(precision: str, device: str) -> None:
     x = torch.tensor([math.nan, math.inf, -math.inf, 0.0], device=device)
     with np.errstate(invalid="ignore"):  # the interpreter computes with numpy

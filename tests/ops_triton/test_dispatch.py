@@ -34,6 +34,16 @@ def test_precision_by_default(gpu: None) -> None:
     assert resolve_precision("auto", "triton", CPU) == "fp32"
     assert resolve_precision("auto", "native", CPU) == "fp32"
     assert resolve_precision("bf16", "triton", CUDA) == "bf16"
+    assert resolve_precision("auto", "triton", CUDA, can_skip=False) == "fp32"
+
+
+def test_precision_by_default_where_results_must_be_exact(gpu: None) -> None:
+    assert resolve_precision("auto", "triton", CUDA, exact=True) == "tf32x3"
+    for implementation, device in (("triton", CPU), ("native", CPU), ("torch", CUDA)):
+        assert resolve_precision("auto", implementation, device, exact=True) == "fp32"
+    assert resolve_precision("fp16", "triton", CUDA, exact=True) == "fp16"
+    with pytest.raises(sf.InputError, match="'fp32' with implementation 'native', got 'tf32x3'"):
+        resolve_precision("tf32x3", "native", CPU, exact=True)
 
 
 @pytest.mark.parametrize(

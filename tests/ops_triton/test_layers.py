@@ -12,6 +12,7 @@ from strainer_fast import ops
 from strainer_fast.kernels import layers as launchers
 from strainer_fast.kernels.mm import PRECISIONS
 from strainer_fast.ops import layers
+from tests.kernels.guards import UNIT
 
 OMEGA = 10.0
 
@@ -182,7 +183,7 @@ def test_a_precision_rounds_forward_and_backward(precision: str) -> None:
     arguments = problem("batched_sine_linear", 60, 40, 40, False)
     exact = derivatives(lambda *a: run("batched_sine_linear", *a, "torch"), arguments, torch.float64)
     ours = derivatives(lambda *a: run("batched_sine_linear", *a, precision=precision), arguments, torch.float32)
-    unit = 2.0**-8 if precision == "bf16" else 2.0**-11
+    unit = UNIT[precision]
     errors = [float((a - b).norm() / b.norm()) for a, b in zip(ours[:4], exact[:4], strict=True)]
     assert all(unit / 30 < error < 8 * unit for error in errors[:3]), errors
     assert errors[3] < 8 * unit  # the bias's gradient is a sum, not a product
