@@ -27,7 +27,10 @@ def render(
     only: Annotated[list[str] | None, typer.Option(help="Name of an image to render; repeat for more.")] = None,
     format: Annotated[str, typer.Option(help="png; npy for the values as they are, float32.")] = "png",
     precision: Annotated[
-        str, typer.Option(help="auto (tf32x3 on a GPU), fp32; on a GPU also tf32, fp16, bf16: faster, less exact.")
+        str,
+        typer.Option(
+            help="auto (tf32x3 on an A100 or H100), fp32; on a GPU also tf32, fp16, bf16: faster, less exact."
+        ),
     ] = "auto",
     device: opt.Device = "auto",
     threads: opt.Threads = None,

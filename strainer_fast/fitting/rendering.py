@@ -41,7 +41,8 @@ def render(
         size: samples per axis, (height, width) for images; an int for the same on every axis.
         window: (low, high) per axis in [-1, 1], y first: the part of the square to show; None is all of it.
         precision: what operands of products are rounded to, sums being float32: "fp32", or on a GPU "tf32x3", "tf32",
-            "fp16", "bf16". "auto" is tf32x3 with the Triton kernels on a GPU, within 1e-5 of fp32, and fp32 elsewhere.
+            "fp16", "bf16". "auto" is tf32x3 with the Triton kernels on an A100, H100 or B200, within 1e-5 of fp32, and
+            fp32 elsewhere.
             In "fp16" a network of up to 256 units runs whole on chip; it is right to about a thousandth.
 
     Returns:

@@ -20,6 +20,10 @@ PRECISIONS = ("fp32", "tf32x3", "tf32", "fp16", "bf16")
 """What operands of products are rounded to; sums and the sine's argument are float32 always. tf32x3 makes each product
 of three on the matrix unit, right to 2^-21 of its operands."""
 
+STRONG_TF32 = ((8, 0), (9, 0), (10, 0), (10, 3))
+"""Compute capabilities with eight and more times the tf32 products that fp32 has: A100, H100, B200. Elsewhere it is at most
+twice as many, and three for one lose (`python -m strainer_fast.kernels.roofline --render --chip sm_89`)."""
+
 MINIMUM_TRITON = (3, 2)
 MINIMUM_CAPABILITY = (8, 0)
 
@@ -84,7 +88,7 @@ def resolve_precision(
         can_skip: whether steps whose gradients overflow are skipped, as those on all points are; without, "auto" is
             fp32.
         exact: whether results must be float32's for practical purposes, as those of rendering: "auto" is then tf32x3 on
-            a GPU.
+            a GPU whose matrix unit makes that the faster one (STRONG_TF32), else fp32.
 
     Raises InputError as `check_precision`.
     """
@@ -92,7 +96,8 @@ def resolve_precision(
         if implementation != "triton" or device.type != "cuda":
             return "fp32"
         if exact:
-            return "tf32x3"
+            strong = torch.version.hip is None and torch.cuda.get_device_capability(device) in STRONG_TF32
+            return "tf32x3" if strong else "fp32"
         return "fp16" if can_skip else "fp32"
     check_precision(precision, implementation)
     return precision

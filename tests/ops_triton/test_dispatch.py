@@ -37,8 +37,11 @@ def test_precision_by_default(gpu: None) -> None:
     assert resolve_precision("auto", "triton", CUDA, can_skip=False) == "fp32"
 
 
-def test_precision_by_default_where_results_must_be_exact(gpu: None) -> None:
+def test_precision_by_default_where_results_must_be_exact(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_precision("auto", "triton", CUDA, exact=True) == "tf32x3"
+    with monkeypatch.context() as other:  # a chip whose matrix unit is no match for three products
+        other.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 9))
+        assert resolve_precision("auto", "triton", CUDA, exact=True) == "fp32"
     for implementation, device in (("triton", CPU), ("native", CPU), ("torch", CUDA)):
         assert resolve_precision("auto", implementation, device, exact=True) == "fp32"
     assert resolve_precision("fp16", "triton", CUDA, exact=True) == "fp16"
