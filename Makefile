@@ -50,7 +50,7 @@ lint: $(STAMP)
 check: lint test
 
 # With the packages that some of these tests are about.
-check-long: check test-sanitized
+check-long: check test-sanitized test-aot-3.6
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt ray jax
 	$(PYTEST) -m long $(MAIN)
 	$(PYTEST) -m long $(INTERPRETED) || test $$? -eq 5

@@ -21,8 +21,8 @@ PRECISIONS = ("fp32", "tf32x3", "tf32", "fp16", "bf16")
 of three on the matrix unit, right to 2^-21 of its operands."""
 
 STRONG_TF32 = ((8, 0), (9, 0), (10, 0), (10, 3))
-"""Compute capabilities with eight and more times the tf32 products that fp32 has: A100, H100, B200. Elsewhere it is at most
-twice as many, and three for one lose (`python -m strainer_fast.kernels.roofline --render --chip sm_89`)."""
+"""Compute capabilities with seven and more times the tf32 products that fp32 has: A100, H100, B200. Elsewhere it is at
+most twice as many, and three for one lose (`python -m strainer_fast.kernels.roofline --render --chip sm_89`)."""
 
 MINIMUM_TRITON = (3, 2)
 MINIMUM_CAPABILITY = (8, 0)
